@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// One virtual machine: what it is made of, its life from create to end, and how others reach it.
+//
+// The Vm owns the KVM objects, guest memory, devices and vCPU threads, and the stop service through which
+// everybody else touches a running guest. The control socket, the command's benchmark and the tests are
+// its callers.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "stopper/native.h"
+#include "vmm/error.h"
+#include "vmm/guest_memory.h"
+#include "vmm/registers.h"
+
+namespace stopvisor::vmm {
+
+enum class SerialTarget { kTerminal, kFile, kNone };
+
+struct VmConfig {
+  std::string name;
+  uint32_t cpus = 1;
+  uint64_t memory_bytes = 256ULL << 20;
+  MemoryBacking backing = MemoryBacking::kAnonymous;
+  std::string kernel; // path of a PVH ELF; empty: the built-in probe guest
+  std::string initrd; // path, may be empty
+  std::string cmdline;
+  SerialTarget serial = SerialTarget::kNone;
+  std::string serial_path; // for kFile
+  bool start_held = false; // one hold is taken before the first guest instruction
+};
+
+// How a guest's life ended.
+enum class EndKind {
+  kPowerOff,     // the guest switched itself off
+  kRequested,    // request_end()
+  kCrash,        // the guest reported a crash through the power device
+  kTripleFault,  // KVM_EXIT_SHUTDOWN
+  kVmmError,     // KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_FAIL_ENTRY, an ioctl that failed
+};
+
+struct VmEnd {
+  EndKind kind = EndKind::kRequested;
+  // For the last three: names vCPU, reason, registers and the bytes at RIP, several lines. Else empty.
+  std::string message;
+};
+
+enum class VmState { kCreated, kRunning, kHeld, kEnded };
+
+// What one vCPU is doing, read without stopping it.
+struct VcpuStatus {
+  uint32_t cpu = 0;
+  int thread_id = 0;          // host TID
+  uint64_t exits = 0;         // KVM_RUN returns
+  std::string last_exit;      // name of the last exit reason, "" before the first
+};
+
+class Vm {
+public:
+  // Opens KVM, maps memory, loads the kernel, makes vCPUs and devices. No vCPU runs yet.
+  // RETURNS: kUsage for a bad configuration, kFailed for what the host or a file refuses.
+  [[nodiscard]] static std::expected<std::unique_ptr<Vm>, Error> create(VmConfig config);
+  // Ends the VM if it still runs, joins every thread.
+  ~Vm();
+  Vm(const Vm&) = delete;
+  Vm& operator=(const Vm&) = delete;
+
+  // Starts the vCPU threads (held from the first instruction on with start_held). Call once.
+  [[nodiscard]] std::expected<void, Error> start();
+
+  // Blocks until the guest has ended, then joins the vCPU threads. CONTEXT: not a vCPU thread.
+  VmEnd wait_for_end();
+  // Asks every vCPU thread to leave, also out of a hold. CONTEXT: any thread, also a vCPU thread's
+  // device code; does not block. The first reason given wins.
+  void request_end(VmEnd end) noexcept;
+  // Presses the power button; the guest decides. CONTEXT: any thread, does not block.
+  [[nodiscard]] std::expected<void, Error> press_power_button();
+
+  [[nodiscard]] const VmConfig& config() const noexcept;
+  [[nodiscard]] VmState state() const noexcept;
+  [[nodiscard]] uint32_t cpu_count() const noexcept;
+  [[nodiscard]] VcpuStatus vcpu_status(uint32_t cpu) const;
+  [[nodiscard]] const GuestMemory& memory() const noexcept;
+  [[nodiscard]] const std::vector<std::byte>& device_tree() const noexcept; // flattened (DTB)
+  [[nodiscard]] stopper::StopService& stops() noexcept;
+  [[nodiscard]] stopper::StopMachine& stop_machine() noexcept;
+
+  // One vCPU's registers. CONTEXT: under a stop only (from a callback of stops().run()).
+  // RETURNS: kUsage for a vCPU that does not exist, kFailed where KVM refuses.
+  [[nodiscard]] std::expected<Registers, Error> registers(uint32_t cpu) const;
+
+  // Human text of a stop that failed: names each straggler with vCPU, thread, last exit.
+  [[nodiscard]] Error explain(const std::string& operation, const stopper::StopError& error) const;
+
+  struct Parts;
+
+private:
+  explicit Vm(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+} // namespace stopvisor::vmm
