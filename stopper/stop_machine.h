@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// The stop machinery of one virtual machine: one stopper per possible participant, and the family of calls that
+// stop them, under the names of the kernel's kernel/stop_machine.c (docs/reference/stop-machine.md maps them).
+//
+// Participants are numbered: vCPUs from 0, device workers from first_worker(). Each has one thread, bound with
+// bind_thread(), that calls run_works() whenever should_run() says so or it is kicked.
+#pragma once
+
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "stopper/error.h"
+#include "stopper/hotplug_lock.h"
+#include "stopper/kick.h"
+#include "stopper/multi_stop.h"
+
+namespace stopvisor::stopper {
+
+struct StopOptions {
+  TimePoint deadline = kForever; // everybody must be held by then, or nothing is run
+  Nanoseconds budget{1'000'000}; // told to the callback as StopContext::budget_end
+};
+
+// What a stop gave back.
+struct StopOutcome {
+  int result = 0;                             // 0 where all executions returned 0, else the last non-zero one
+  std::vector<std::pair<CpuId, int>> nonzero; // who returned what
+};
+
+template <class P>
+class BasicStopMachine;
+
+// A stop in state Run, held by the thread that asked for it. Whoever owns it may do what it likes with guest
+// memory and with the vCPUs' state; destroying it lets everybody go.
+template <class P>
+class [[nodiscard]] BasicStop {
+public:
+  BasicStop() noexcept = default;
+  BasicStop(BasicStop&& other) noexcept : machine_(std::exchange(other.machine_, nullptr)) {}
+  BasicStop& operator=(BasicStop&& other) noexcept {
+    if (this != &other) {
+      release();
+      machine_ = std::exchange(other.machine_, nullptr);
+    }
+    return *this;
+  }
+  BasicStop(const BasicStop&) = delete;
+  BasicStop& operator=(const BasicStop&) = delete;
+  ~BasicStop() { release(); }
+
+  [[nodiscard]] explicit operator bool() const noexcept { return machine_ != nullptr; }
+
+  // Lets everybody go. Does not wait until they have left: the next stop does.
+  // CONTEXT: the thread that asked for the stop, or, after detach(), any thread; does not block.
+  void release() noexcept {
+    if (machine_ != nullptr)
+      std::exchange(machine_, nullptr)->release_stop();
+  }
+  // Makes the stop independent of the calling thread: another one may release it, and this one may ask for
+  // further stops (and wait for this one's end) without "would deadlock".
+  void detach() noexcept {
+    if (machine_ != nullptr)
+      machine_->unmark_thread();
+  }
+  // The timeline so far. CONTEXT: the owner.
+  [[nodiscard]] StopReport report() const {
+    StopReport report;
+    if (machine_ != nullptr)
+      machine_->fill_current(report);
+    return report;
+  }
+
+private:
+  friend class BasicStopMachine<P>;
+  explicit BasicStop(BasicStopMachine<P>& machine) noexcept : machine_(&machine) {}
+  BasicStopMachine<P>* machine_ = nullptr;
+};
+
+template <class P>
+class BasicStopMachine {
+public:
+  using Stop = BasicStop<P>;
+  using Work = BasicWork<P>;
+
+  // Makes disabled stoppers for vCPUs 0 .. possible_cpus - 1 and room for `possible_workers` device workers.
+  // `kick` must outlive this object. CONTEXT: no other thread knows the object yet. Allocates; may throw
+  // std::bad_alloc.
+  BasicStopMachine(CpuId possible_cpus, Kick& kick, CpuId possible_workers = 0);
+  ~BasicStopMachine();
+  BasicStopMachine(const BasicStopMachine&) = delete;
+  BasicStopMachine& operator=(const BasicStopMachine&) = delete;
+
+  [[nodiscard]] CpuId possible_cpus() const noexcept { return possible_cpus_; }
+  [[nodiscard]] CpuId first_worker() const noexcept { return possible_cpus_; }
+  [[nodiscard]] CpuMask online() const noexcept; // a snapshot, vCPUs only
+
+  // ---- the participant's own thread -------------------------------------------------------------------
+
+  // Tells the machinery that the calling thread is participant `cpu` from now on / no longer.
+  void bind_thread(CpuId cpu) noexcept;
+  void unbind_thread() noexcept;
+  // cpu_stop_should_run(). Between clearing immediate_exit and KVM_RUN; one atomic read.
+  [[nodiscard]] bool should_run(CpuId cpu) const noexcept { return stoppers_[cpu].should_run(); }
+  // For the report: it has just left the guest, doing `activity`. Before run_works().
+  void note_out(CpuId cpu, uint32_t activity) noexcept {
+    stoppers_[cpu].outing = {P::now().time_since_epoch().count(), activity};
+  }
+  // cpu_stopper_thread(): executes what is queued. Blocks while the participant is held.
+  void run_works(CpuId cpu) noexcept { stoppers_[cpu].run_works(cpu); }
+
+  // stop_machine_park(): takes the participant out. What was queued before is executed first, so that no stop
+  // waits for it in vain. Needs no lock: a stop that finds it disabled does without it.
+  // CONTEXT: the participant's own thread; it must not enter the guest again before unpark(). Blocks like
+  // run_works().
+  void park(CpuId cpu) noexcept;
+
+  // ---- hotplug ----------------------------------------------------------------------------------------------
+
+  // stop_machine_unpark(): participant `cpu` takes part from now on. Waits for a stop in progress: while one is
+  // held, nobody new may start to run guest code.
+  // CONTEXT: any thread but a participant's; blocks. RETURNS: kNoSuchCpu, kWouldDeadlock, kDeadline.
+  [[nodiscard]] std::expected<void, StopError> unpark(CpuId cpu, TimePoint deadline = kForever);
+
+  // cpus_read_lock() and cpus_write_lock(), for callers that must keep the set of vCPUs as it is.
+  [[nodiscard]] BasicHotplugLock<P>& hotplug() noexcept { return hotplug_; }
+
+  // ---- stops ------------------------------------------------------------------------------------------------
+  // All of them: CONTEXT: may block; any thread but a participant's or one that holds a stop (kWouldDeadlock).
+  // RETURNS also kDeadline with the stragglers' names, kEnded after close(), kCallbackThrew.
+
+  // Runs fn on one vCPU's thread. RETURNS: fn's result; kNoSuchCpu where it is not possible or offline.
+  [[nodiscard]] std::expected<int, StopError> stop_one_cpu(CpuId cpu, StopFn fn, const StopOptions& options = {});
+
+  // Queues function(arg, cpu) on one vCPU and returns at once. `work` belongs to the caller, must be unused, and
+  // stays untouched until the function begins. CONTEXT: any thread, callbacks included; does not block.
+  // RETURNS: kNoSuchCpu, kWorkInUse, kEnded.
+  [[nodiscard]] std::expected<void, StopError> stop_one_cpu_nowait(CpuId cpu, typename Work::Function function,
+                                                                   void* arg, Work& work);
+
+  // Holds two vCPUs and runs fn on the first one named. RETURNS: fn's result; kNoSuchCpu, kSameCpu.
+  [[nodiscard]] std::expected<int, StopError> stop_two_cpus(CpuId cpu1, CpuId cpu2, StopFn fn,
+                                                            const StopOptions& options = {});
+
+  // Runs fn on each online vCPU of `cpus`, not held together. Serialised with all wide stops.
+  // RETURNS: kEmptyMask; kNoSuchCpu where all are offline. After kDeadline fn has run on those who came in time.
+  [[nodiscard]] std::expected<StopOutcome, StopError> stop_cpus(const CpuMask& cpus, StopFn fn,
+                                                                const StopOptions& options = {});
+  // The same, but kBusy where another wide stop is going on.
+  [[nodiscard]] std::expected<StopOutcome, StopError> try_stop_cpus(const CpuMask& cpus, StopFn fn,
+                                                                    const StopOptions& options = {});
+
+  // Holds everybody and runs fn on the threads of `active` (null: on the first online vCPU).
+  // Before anything was ever unparked fn is called directly.
+  [[nodiscard]] std::expected<StopOutcome, StopError> stop_machine(StopFn fn, const CpuMask* active = nullptr,
+                                                                   const StopOptions& options = {});
+  // The same for a caller that holds hotplug()'s read or write side.
+  [[nodiscard]] std::expected<StopOutcome, StopError>
+  stop_machine_cpuslocked(StopFn fn, const CpuMask* active = nullptr, const StopOptions& options = {});
+
+  // The same for a thread that is about to become vCPU `cpu`, holds hotplug()'s write side and is not online:
+  // it takes part itself, and runs fn where `active` names it.
+  [[nodiscard]] std::expected<StopOutcome, StopError>
+  stop_machine_from_inactive_cpu(CpuId cpu, StopFn fn, const CpuMask* active = nullptr,
+                                 const StopOptions& options = {});
+
+  // Holds everybody and returns with the stop in state Run: the caller does on its own thread what has to be done.
+  // This is what the VMM's operations use. With `cpus`, only these vCPUs are held: the others and the device
+  // workers run on, so guest memory is not at rest. RETURNS: kEmptyMask, kNoSuchCpu for such a partial stop.
+  [[nodiscard]] std::expected<Stop, StopError> hold(const StopOptions& options = {}, const CpuMask* cpus = nullptr);
+
+  // ---- the rest ---------------------------------------------------------------------------------------------
+
+  // The timeline of the last wide stop that has ended; waits until everybody has left it.
+  // CONTEXT: blocks shortly; not a participant's thread.
+  [[nodiscard]] StopReport last_report();
+  // The number of the stop that is held now. CONTEXT: its owner.
+  [[nodiscard]] uint64_t sequence() const noexcept { return sequence_; }
+  // One more callback shares the stop that is held now. CONTEXT: its owner.
+  void note_shared() noexcept { ++shared_; }
+  // Marks the calling thread as being inside a callback: stops it asks for are refused with kWouldDeadlock.
+  void mark_thread() noexcept { P::thread_slot() = this; }
+  void unmark_thread() noexcept {
+    if (P::thread_slot() == this)
+      P::thread_slot() = nullptr;
+  }
+  [[nodiscard]] bool thread_marked() const noexcept { return P::thread_slot() == this; }
+
+  // From now on every stop is refused with kEnded. A stop in progress goes on.
+  void close() noexcept { closed_.store(1, std::memory_order_release); } // C1, pairs with refuse()
+
+private:
+  friend class BasicStop<P>;
+  using MultiStop = BasicMultiStop<P>;
+  using Slot = typename MultiStop::Slot;
+  using State = MultiStopState;
+  template <class T>
+  using Atomic = typename P::template Atomic<T>;
+
+  // How long nobody may have come before everybody missing is kicked again. A kick cannot be lost by the
+  // protocol; this is for hosts that lose one (a debugger that swallows a signal). Counted in the report.
+  static constexpr Nanoseconds kRekickInterval{20'000'000};
+
+  struct OneShot;
+  struct Each;
+  enum class Wait { kYes, kNo };
+
+  static int64_t now_ns() noexcept { return P::now().time_since_epoch().count(); }
+  [[nodiscard]] std::expected<void, StopError> refuse() const noexcept;
+
+  [[nodiscard]] std::expected<void, StopError> take_facility(TimePoint deadline, Wait wait) noexcept;
+  void drop_facility() noexcept NO_THREAD_SAFETY_ANALYSIS { facility_.unlock(); }
+  void settle_report() noexcept REQUIRES(report_lock_);
+  void arm(const typename MultiStop::Plan& plan, int64_t requested_ns) noexcept;
+
+  [[nodiscard]] std::expected<StopOutcome, StopError> stop_cpus_owned(const CpuMask& cpus, StopFn fn,
+                                                                      const StopOptions& options);
+  [[nodiscard]] std::expected<StopOutcome, StopError> stop_machine_owned(StopFn fn, const CpuMask* active,
+                                                                         const StopOptions& options, CpuId local);
+  void prepare_slot(Slot& slot, MultiStop& stop, CpuId cpu, bool active) noexcept;
+  void choose_vcpus(const CpuMask& cpus, const CpuMask& active) noexcept;
+  void choose_workers() noexcept;
+  [[nodiscard]] bool gather(MultiStop& stop, TimePoint deadline) noexcept;
+  void leave(MultiStop& stop) noexcept;
+  void queue_all(MultiStop& stop) noexcept;
+  void queue_workers(MultiStop& stop) noexcept;
+  State await_moving_on(MultiStop& stop, State from, TimePoint deadline) noexcept;
+  void call_off(MultiStop& stop, State from) noexcept;
+  [[nodiscard]] bool queue_two(Slot& one, Slot& two) noexcept;
+  void release_stop() noexcept;
+  void fill_current(StopReport& report) const;
+
+  const CpuId possible_cpus_;
+  const CpuId possible_participants_;
+  Kick& kick_;
+  std::unique_ptr<BasicStopper<P>[]> stoppers_;
+  BasicHotplugLock<P> hotplug_;
+  Atomic<uint32_t> initialized_{0}; // a stopper was enabled once
+  Atomic<uint32_t> closed_{0};
+  Atomic<uint32_t> stop_cpus_in_progress_{0};
+
+  // The wide-stop facility (the kernel's stop_cpus_mutex): whoever holds the lock owns what follows.
+  BasicLock<P> facility_;
+  MultiStop wide_;
+  std::unique_ptr<Slot[]> slots_; // one per possible participant
+  std::vector<Slot*> vcpu_slots_; // of the present stop; capacity reserved
+  std::vector<Slot*> worker_slots_;
+  uint64_t sequence_ = 0;
+  uint32_t shared_ = 0;
+  int64_t requested_ns_ = 0;
+  int64_t begun_ns_ = 0;
+
+  BasicLock<P> report_lock_; // guards report_, and the wide stop's fields against last_report()
+  StopReport report_;
+};
+
+} // namespace stopvisor::stopper
+
+#include "stopper/stop_machine_impl.h"
