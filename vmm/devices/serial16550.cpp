@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/devices/serial16550.h"
+
+#include <utility>
+
+namespace stopvisor::vmm {
+namespace {
+
+// Register offsets; 0 and 1 are the divisor's bytes while LCR's DLAB is set.
+constexpr uint64_t kData = 0, kInterruptEnable = 1, kInterruptIdentity = 2, kLineControl = 3, kModemControl = 4,
+                   kLineStatus = 5, kModemStatus = 6, kScratch = 7;
+
+constexpr uint8_t kIerReceived = 0x01, kIerTransmitEmpty = 0x02, kIerLineStatus = 0x04, kIerModemStatus = 0x08;
+// IIR causes, by falling priority.
+constexpr uint8_t kCauseLineStatus = 0x06, kCauseReceived = 0x04, kCauseTimeout = 0x0c, kCauseTransmitEmpty = 0x02,
+                  kCauseModemStatus = 0x00, kCauseNone = 0x01;
+constexpr uint8_t kIirFifosEnabled = 0xc0;
+constexpr uint8_t kFcrEnable = 0x01, kFcrClearInput = 0x02;
+constexpr uint8_t kLcrDivisorAccess = 0x80;
+constexpr uint8_t kMcrDtr = 0x01, kMcrRts = 0x02, kMcrOut1 = 0x04, kMcrOut2 = 0x08, kMcrLoop = 0x10, kMcrAll = 0x1f;
+constexpr uint8_t kLsrDataReady = 0x01, kLsrOverrun = 0x02, kLsrTransmitEmpty = 0x60; // THRE and TEMT
+constexpr uint8_t kMsrCts = 0x10, kMsrDsr = 0x20, kMsrRing = 0x40, kMsrCarrier = 0x80;
+constexpr uint8_t kMsrDeltaRing = 0x04; // the others' deltas lie 4 bits below their lines
+constexpr std::array<size_t, 4> kTriggers{1, 4, 8, 14};
+
+constexpr uint8_t byte_of(unsigned value) {
+  return static_cast<uint8_t>(value);
+}
+
+} // namespace
+
+Serial16550::Serial16550(ByteSink* output, std::function<void(bool level)> set_interrupt)
+    : output_(output), set_interrupt_(std::move(set_interrupt)) {}
+
+// The port is 8 bits wide: a wider access becomes one to each port in turn, as on the ISA bus.
+void Serial16550::read(uint64_t offset, std::span<std::byte> data) noexcept {
+  const std::lock_guard guard(lock_);
+  for (size_t i = 0; i < data.size(); ++i)
+    data[i] = std::byte{read_register(offset + i)};
+}
+
+void Serial16550::write(uint64_t offset, std::span<const std::byte> data) noexcept {
+  for (size_t i = 0; i < data.size(); ++i) {
+    std::optional<std::byte> sent;
+    {
+      const std::lock_guard guard(lock_);
+      sent = write_register(offset + i, std::to_integer<uint8_t>(data[i]));
+    }
+    if (sent && output_ != nullptr)
+      output_->put(*sent);
+  }
+}
+
+size_t Serial16550::receive(std::span<const std::byte> bytes) noexcept {
+  const std::lock_guard guard(lock_);
+  size_t taken = 0;
+  while (taken < bytes.size() && !loops_back() && input_count_ < capacity()) {
+    input_[(input_head_ + input_count_) % kFifoBytes] = std::to_integer<uint8_t>(bytes[taken]);
+    ++input_count_;
+    ++taken;
+  }
+  wants_room_ = taken < bytes.size();
+  update_line();
+  return taken;
+}
+
+void Serial16550::on_room(std::function<void()> has_room) {
+  const std::lock_guard guard(lock_);
+  has_room_ = std::move(has_room);
+}
+
+uint8_t Serial16550::read_register(uint64_t offset) {
+  const bool divisor = (line_control_ & kLcrDivisorAccess) != 0;
+  switch (offset) {
+  case kData:
+    return divisor ? byte_of(divisor_ & 0xff) : read_data();
+  case kInterruptEnable:
+    return divisor ? byte_of(divisor_ >> 8) : interrupt_enable_;
+  case kInterruptIdentity: {
+    const uint8_t cause = interrupt_cause();
+    if (cause == kCauseTransmitEmpty)
+      transmit_pending_ = false;
+    update_line();
+    return byte_of(cause | (fifo_enabled() ? kIirFifosEnabled : 0));
+  }
+  case kLineControl:
+    return line_control_;
+  case kModemControl:
+    return modem_control_;
+  case kLineStatus: {
+    const uint8_t errors = std::exchange(line_errors_, uint8_t{0});
+    update_line();
+    return byte_of(kLsrTransmitEmpty | errors | (input_count_ != 0 ? kLsrDataReady : 0));
+  }
+  case kModemStatus: {
+    const uint8_t deltas = std::exchange(modem_deltas_, uint8_t{0});
+    update_line();
+    return byte_of(modem_lines() | deltas);
+  }
+  case kScratch:
+    return scratch_;
+  default:
+    return 0xff;
+  }
+}
+
+std::optional<std::byte> Serial16550::write_register(uint64_t offset, uint8_t value) {
+  const bool divisor = (line_control_ & kLcrDivisorAccess) != 0;
+  switch (offset) {
+  case kData:
+    if (!divisor)
+      return write_data(value);
+    divisor_ = static_cast<uint16_t>((divisor_ & 0xff00) | value);
+    break;
+  case kInterruptEnable:
+    if (divisor)
+      divisor_ = static_cast<uint16_t>((divisor_ & 0xff) | value << 8);
+    else
+      write_interrupt_enable(value);
+    break;
+  case kInterruptIdentity:
+    write_fifo_control(value);
+    break;
+  case kLineControl:
+    line_control_ = value;
+    break;
+  case kModemControl:
+    write_modem_control(value);
+    break;
+  case kScratch:
+    scratch_ = value;
+    break;
+  default: // LSR and MSR are for reading
+    break;
+  }
+  return std::nullopt;
+}
+
+uint8_t Serial16550::read_data() {
+  if (input_count_ == 0)
+    return 0;
+  const uint8_t value = input_[input_head_];
+  input_head_ = (input_head_ + 1) % kFifoBytes;
+  --input_count_;
+  if (input_count_ == 0)
+    tell_room();
+  update_line();
+  return value;
+}
+
+std::optional<std::byte> Serial16550::write_data(uint8_t value) {
+  // Writing takes the interrupt back, and the byte is gone at once: the line falls and rises, which is the
+  // edge that a guest waits for that never reads IIR.
+  transmit_pending_ = false;
+  update_line();
+  transmit_pending_ = true;
+  if (loops_back()) {
+    if (input_count_ < capacity()) {
+      input_[(input_head_ + input_count_) % kFifoBytes] = value;
+      ++input_count_;
+    } else {
+      line_errors_ |= kLsrOverrun;
+    }
+  }
+  update_line();
+  return loops_back() ? std::nullopt : std::optional(std::byte{value});
+}
+
+void Serial16550::write_interrupt_enable(uint8_t value) {
+  const uint8_t before = std::exchange(interrupt_enable_, byte_of(value & 0x0f));
+  // Enabling it while the transmitter is empty, which it always is, raises the interrupt.
+  if ((interrupt_enable_ & ~before & kIerTransmitEmpty) != 0)
+    transmit_pending_ = true;
+  update_line();
+}
+
+void Serial16550::write_fifo_control(uint8_t value) {
+  const bool was_enabled = fifo_enabled();
+  const bool enable = (value & kFcrEnable) != 0;
+  if (enable != was_enabled || (enable && (value & kFcrClearInput) != 0))
+    clear_input();
+  fifo_control_ = enable ? byte_of(value & ~kFcrClearInput) : uint8_t{0};
+  trigger_ = enable ? kTriggers[value >> 6] : 1;
+  update_line();
+}
+
+void Serial16550::write_modem_control(uint8_t value) {
+  const uint8_t before = modem_lines();
+  const bool looped = loops_back();
+  modem_control_ = byte_of(value & kMcrAll);
+  const uint8_t after = modem_lines();
+  modem_deltas_ |= byte_of(((before ^ after) & (kMsrCts | kMsrDsr | kMsrCarrier)) >> 4);
+  if ((before & ~after & kMsrRing) != 0) // RI counts where it ends
+    modem_deltas_ |= kMsrDeltaRing;
+  if (looped && !loops_back())
+    tell_room();
+  update_line();
+}
+
+// In loopback the outputs are wired to the inputs; else a modem that is always ready is connected.
+uint8_t Serial16550::modem_lines() const {
+  if (!loops_back())
+    return kMsrCts | kMsrDsr | kMsrCarrier;
+  unsigned lines = 0;
+  lines |= (modem_control_ & kMcrRts) != 0 ? kMsrCts : 0u;
+  lines |= (modem_control_ & kMcrDtr) != 0 ? kMsrDsr : 0u;
+  lines |= (modem_control_ & kMcrOut1) != 0 ? kMsrRing : 0u;
+  lines |= (modem_control_ & kMcrOut2) != 0 ? kMsrCarrier : 0u;
+  return byte_of(lines);
+}
+
+uint8_t Serial16550::interrupt_cause() const {
+  if ((interrupt_enable_ & kIerLineStatus) != 0 && line_errors_ != 0)
+    return kCauseLineStatus;
+  if ((interrupt_enable_ & kIerReceived) != 0 && input_count_ != 0) // below the trigger: the timeout, at once
+    return input_count_ >= trigger_ ? kCauseReceived : kCauseTimeout;
+  if ((interrupt_enable_ & kIerTransmitEmpty) != 0 && transmit_pending_)
+    return kCauseTransmitEmpty;
+  if ((interrupt_enable_ & kIerModemStatus) != 0 && modem_deltas_ != 0)
+    return kCauseModemStatus;
+  return kCauseNone;
+}
+
+bool Serial16550::fifo_enabled() const {
+  return (fifo_control_ & kFcrEnable) != 0;
+}
+bool Serial16550::loops_back() const {
+  return (modem_control_ & kMcrLoop) != 0;
+}
+size_t Serial16550::capacity() const {
+  return fifo_enabled() ? kFifoBytes : 1;
+}
+
+void Serial16550::clear_input() {
+  input_count_ = 0;
+  tell_room();
+}
+
+void Serial16550::tell_room() {
+  if (std::exchange(wants_room_, false) && has_room_)
+    has_room_();
+}
+
+void Serial16550::update_line() {
+  const bool level = interrupt_cause() != kCauseNone;
+  if (level == line_)
+    return;
+  line_ = level;
+  if (set_interrupt_)
+    set_interrupt_(level);
+}
+
+} // namespace stopvisor::vmm
