@@ -259,6 +259,8 @@ private:
         return;
       case State::kExit:
         open_gates(true);
+        if (!plan_.coordinator_runs) // it was not woken for Run, and has to acknowledge Exit too
+          P::wake_all(state_);
         if (acks(State::kExit).fetch_sub(1, std::memory_order_acq_rel) != 1) // M2
           return;
         break; // nobody was here

@@ -207,6 +207,11 @@ private:
   struct Each;
   enum class Wait { kYes, kNo };
 
+  // When a wait for participants looks again at who is missing.
+  static TimePoint next_look(TimePoint deadline) noexcept {
+    const TimePoint now = P::now();
+    return deadline - now < kRekickInterval ? deadline : now + kRekickInterval;
+  }
   static int64_t now_ns() noexcept { return P::now().time_since_epoch().count(); }
   [[nodiscard]] std::expected<void, StopError> refuse() const noexcept;
 

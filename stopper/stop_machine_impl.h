@@ -228,9 +228,7 @@ void BasicStopMachine<P>::queue_workers(MultiStop& stop) noexcept {
 template <class P>
 MultiStopState BasicStopMachine<P>::await_moving_on(MultiStop& stop, State from, TimePoint deadline) noexcept {
   for (;;) {
-    const TimePoint now = P::now();
-    const TimePoint turn = deadline - now < kRekickInterval ? deadline : now + kRekickInterval;
-    if (const State state = stop.wait_while(from, turn); state != from)
+    if (const State state = stop.wait_while(from, next_look(deadline)); state != from)
       return state;
     if (deadline != kForever && P::now() >= deadline)
       return from;
@@ -295,9 +293,7 @@ std::expected<int, StopError> BasicStopMachine<P>::stop_one_cpu(CpuId cpu, StopF
     return std::unexpected(StopError{StopErrc::kNoSuchCpu, CpuMask::of(cpu)});
   kick_.kick(cpu);
   for (;;) {
-    const TimePoint now = P::now();
-    const TimePoint turn = options.deadline - now < kRekickInterval ? options.deadline : now + kRekickInterval;
-    if (done.wait_until(turn))
+    if (done.wait_until(next_look(options.deadline)))
       break;
     if (options.deadline != kForever && P::now() >= options.deadline) {
       if (stoppers_[cpu].cancel(work))
@@ -406,12 +402,10 @@ std::expected<StopOutcome, StopError> BasicStopMachine<P>::stop_cpus_owned(const
     return std::unexpected(StopError{StopErrc::kNoSuchCpu, cpus});
   queued.for_each([&](CpuId cpu) { kick_.kick(cpu); });
   CpuMask stragglers;
-  while (!done.done()) {
-    const TimePoint now = P::now();
-    const bool late = options.deadline != kForever && now >= options.deadline;
-    if (done.wait_until(!late && options.deadline - now < kRekickInterval ? options.deadline
-                                                                          : now + kRekickInterval))
+  for (bool late = false; !done.done();) {
+    if (!late && done.wait_until(next_look(options.deadline)))
       break;
+    late = options.deadline != kForever && P::now() >= options.deadline;
     queued.for_each([&](CpuId cpu) {
       if (!BasicStopper<P>::in_use(slots_[cpu].work))
         return;
@@ -422,6 +416,8 @@ std::expected<StopOutcome, StopError> BasicStopMachine<P>::stop_cpus_owned(const
         done.signal(0, false);
       }
     });
+    if (late)
+      done.wait_until(kForever); // whoever is left has begun
   }
   if (!stragglers.empty())
     return std::unexpected(StopError{StopErrc::kDeadline, stragglers});

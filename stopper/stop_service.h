@@ -50,6 +50,9 @@ public:
   bool release_hold() noexcept;
   [[nodiscard]] uint32_t holds() noexcept;
 
+  // Callers that have not been served yet, the leader included. A snapshot.
+  [[nodiscard]] uint32_t waiting() noexcept;
+
   // The VM ends: every hold is given back, the guest let go, whoever waits gets kEnded.
   void close() noexcept;
 
@@ -251,6 +254,15 @@ template <class P>
 uint32_t BasicStopService<P>::holds() noexcept {
   const BasicLockGuard<P> guard(lock_);
   return holds_;
+}
+
+template <class P>
+uint32_t BasicStopService<P>::waiting() noexcept {
+  const BasicLockGuard<P> guard(lock_);
+  uint32_t count = 0;
+  for (const Request* entry = first_; entry != nullptr; entry = entry->next)
+    ++count;
+  return count;
 }
 
 template <class P>
