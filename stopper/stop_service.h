@@ -50,6 +50,8 @@ public:
   bool release_hold() noexcept;
   [[nodiscard]] uint32_t holds() noexcept;
 
+  // See BasicStopMachine::last_report().
+  [[nodiscard]] StopReport last_report() { return machine_.last_report(); }
   // Callers that have not been served yet, the leader included. A snapshot.
   [[nodiscard]] uint32_t waiting() noexcept;
 
