@@ -109,6 +109,8 @@ struct alignas(64) CpuResults {
   uint64_t io_mmio_reads;
   uint64_t io_bad;           // answers that were not the last plus one
   uint64_t idle_wakeups;     // returns from HLT
+  uint64_t ledger_spanned;   // passes not judged: an update fell into them (word 0 changed meanwhile)
+  uint64_t code_spanned;     // the same of passes over the code sites (the value of site 0 changed)
 };
 
 // Written by the host, read by the guest.

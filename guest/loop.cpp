@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Turns through the scenarios; between two slices it looks at what the host, or the power button, wants.
+#include "guest/loop.h"
+
+#include "guest/kernel_call.h"
+#include "guest/power.h"
+#include "guest/scenarios.h"
+#include "guest/serial.h"
+
+namespace stopvisor::probe {
+namespace {
+
+constexpr uint32_t kScenarioCount = 6;
+using Slice = void (*)(SliceState&);
+
+uint32_t g_finished; // vCPUs that did all their slices; atomic
+
+Slice slice_of(uint32_t bit) {
+  switch (bit) {
+  case 0:
+    return gap_slice;
+  case 1:
+    return ledger_slice;
+  case 2:
+    return code_slice;
+  case 3:
+    return dirty_slice;
+  case 4:
+    return io_slice;
+  default:
+    return idle_slice;
+  }
+}
+
+void set_phase(CpuResults& own, CpuPhase phase) {
+  *const_cast<volatile uint32_t*>(&own.phase) = static_cast<uint32_t>(phase);
+}
+
+void start_epoch(SliceState& state, uint64_t epoch) {
+  CpuResults& own = *state.results;
+  own.gap_max_ticks = 0;
+  own.gap_reads = 0;
+  for (uint32_t bucket = 0; bucket < kGapBuckets; ++bucket)
+    own.gap_histogram[bucket] = 0;
+  own.ledger_reads = own.ledger_torn = own.ledger_last = own.ledger_spanned = 0;
+  own.code_calls = own.code_torn = own.code_last = own.code_spanned = 0;
+  own.dirty_pages = 0;
+  state.gap_last_tsc = 0;
+  *const_cast<volatile uint64_t*>(&own.epoch) = epoch; // last: who sees it finds the counters zeroed
+}
+
+// vCPU 0 says once that everybody runs, and hears the power button.
+void attend(CpuBlock& block, bool& announced) {
+  if (!announced && __atomic_load_n(&results().cpus_running, __ATOMIC_RELAXED) >= results().cpus_present) {
+    announced = true;
+    print("stopvisor probe: running\n");
+  }
+  if (block.button != 0) {
+    block.button = 0;
+    if (take_power_button()) {
+      print("stopvisor probe: power button\n");
+      set_phase(*block.results, CpuPhase::kPoweredOff);
+      power_off();
+    }
+  }
+}
+
+[[noreturn]] void finish(CpuBlock& block) {
+  set_phase(*block.results, CpuPhase::kPoweredOff);
+  const uint32_t finished = __atomic_add_fetch(&g_finished, 1, __ATOMIC_ACQ_REL);
+  if (finished == results().cpus_present)
+    power_off();
+  for (bool announced = block.index != 0;;) {
+    if (block.index == 0)
+      attend(block, announced);
+    idle();
+  }
+}
+
+} // namespace
+
+void run_slices(CpuBlock& block, const Options& options, const Memory& memory) {
+  CpuResults& own = *block.results;
+  SliceState state{.results = &own, .index = block.index, .memory = memory};
+  const volatile Control& control = results().control;
+  bool announced = block.index != 0;
+  uint32_t bit = 0;
+  own.epoch = control.epoch;
+  set_phase(own, CpuPhase::kRunning);
+  __atomic_add_fetch(&results().cpus_running, 1, __ATOMIC_RELEASE);
+  for (;;) {
+    if (block.index == 0)
+      attend(block, announced);
+    if (const uint64_t epoch = control.epoch; epoch != own.epoch)
+      start_epoch(state, epoch);
+    const uint32_t chosen = control.scenarios & kAllScenarios;
+    if (chosen == 0) {
+      idle();
+      continue;
+    }
+    while ((chosen >> bit & 1) == 0)
+      bit = (bit + 1) % kScenarioCount;
+    if (chosen != kGap)
+      state.gap_last_tsc = 0; // other slices are no gap
+    slice_of(bit)(state);
+    bit = (bit + 1) % kScenarioCount;
+    ++own.slices;
+    if (options.exit_after_slices != 0 && own.slices >= options.exit_after_slices)
+      finish(block);
+  }
+}
+
+} // namespace stopvisor::probe

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// Start-up at CPL 3: vCPU 0 prepares everything and starts the others; then each enters the slice loop.
+#include "guest/apic.h"
+#include "guest/boot_fault.h"
+#include "guest/command_line.h"
+#include "guest/cpu_block.h"
+#include "guest/crash.h"
+#include "guest/gates.h"
+#include "guest/kernel_call.h"
+#include "guest/loop.h"
+#include "guest/machine.h"
+#include "guest/port.h"
+#include "guest/scenarios.h"
+#include "guest/serial.h"
+#include "guest/start_info.h"
+
+#include <string.h>
+
+namespace stopvisor::probe {
+namespace {
+
+// Written by vCPU 0 before it starts the others, constant afterwards.
+Options g_options;
+Memory g_memory;
+
+void warn_unknown(const char* word, uint32_t length) {
+  print("stopvisor probe: unknown word on the command line ignored: ");
+  print(word, length);
+  print("\n");
+}
+
+// Before this, the vCPU may use no port.
+void open_ports(CpuBlock& block) {
+  memset(block.port_map, 0, sizeof block.port_map);
+  block.port_map_end = 0xff;
+}
+
+uint32_t index_of(const CpuBlock* block) {
+  return static_cast<uint32_t>((reinterpret_cast<uint64_t>(block) - PROBE_CPU_BLOCKS_GPA) / PROBE_CPU_BLOCK_BYTES);
+}
+
+void claim_block(CpuBlock& block) {
+  block.index = index_of(&block);
+  block.results = reinterpret_cast<CpuResults*>(cpu_results_gpa(block.index));
+  block.button = 0;
+  block.results->apic_id = block.index;
+  block.results->phase = static_cast<uint32_t>(CpuPhase::kStarting);
+}
+
+void fill_results() {
+  Results& page = results();
+  memset(&page, 0, sizeof page); // RAM of a VM that was reset is not zero
+  page.abi_version = kAbiVersion;
+  page.cpus_present = g_options.cpus != 0 ? g_options.cpus : cpus_told();
+  page.doorbell_present = in32(kDoorbellSignaturePort) == kDoorbellSignature ? 1 : 0;
+  page.memory_bytes = g_memory.total_bytes;
+  const uint64_t capacity = dirty_capacity(g_memory);
+  page.control.scenarios = g_options.scenarios;
+  page.control.dirty_bytes = g_options.dirty_bytes < capacity ? g_options.dirty_bytes : capacity;
+  page.control.dirty_rate = g_options.dirty_rate;
+}
+
+void print_banner() {
+  constexpr const char* kNames[] = {" gap", " ledger", " code", " dirty", " io", " idle"};
+  print("stopvisor probe: ");
+  print_decimal(results().cpus_present);
+  print(" vCPUs, ");
+  print_decimal(g_memory.total_bytes >> 20);
+  print(" MiB, scenarios");
+  for (uint32_t bit = 0; bit < 6; ++bit) {
+    if ((g_options.scenarios >> bit & 1) != 0)
+      print(kNames[bit]);
+  }
+  print(results().doorbell_present != 0 ? "\n" : ", no doorbell\n");
+}
+
+[[noreturn]] void enter_loop(CpuBlock& block) {
+  start_local_apic(g_options.timer_hz);
+  kernel_call(KernelCall::kEnableInterrupts);
+  run_slices(block, g_options, g_memory);
+}
+
+} // namespace
+} // namespace stopvisor::probe
+
+// CONTEXT: the entry points at CPL 3, called by boot.S with interrupts off.
+extern "C" [[noreturn]] void probe_boot_cpu(stopvisor::probe::CpuBlock* block, const stopvisor::probe::StartInfo* info);
+extern "C" [[noreturn]] void probe_application_cpu(stopvisor::probe::CpuBlock* block);
+
+void probe_boot_cpu(stopvisor::probe::CpuBlock* block, const stopvisor::probe::StartInfo* info) {
+  using namespace stopvisor::probe;
+  static char text[2048];
+  fill_gates();
+  open_ports(*block);
+  serial_init();
+  read_command_line(info, text, sizeof text);
+  g_options = parse_command_line(text, warn_unknown);
+  g_memory = read_memory_map(info);
+  fill_results();
+  claim_block(*block);
+  map_high_memory(g_memory);
+  write_code_sites();
+  commit_boot_fault(*block, g_options.boot_fault);
+  route_power_button(block->index);
+  if (g_options.cpus != 1)
+    start_other_cpus();
+  print_banner(); // the others start meanwhile
+  results().tsc_hz = tsc_hz_told();
+  if (results().tsc_hz == 0)
+    results().tsc_hz = measure_tsc_hz();
+  *const_cast<volatile uint64_t*>(&results().magic) = kMagic;
+  block->button = 1; // look once: it may have been pressed before it was routed
+  enter_loop(*block);
+}
+
+void probe_application_cpu(stopvisor::probe::CpuBlock* block) {
+  using namespace stopvisor::probe;
+  if (g_options.cpus != 0 && index_of(block) >= g_options.cpus)
+    kernel_call(KernelCall::kPark);
+  open_ports(*block);
+  claim_block(*block);
+  enter_loop(*block);
+}
