@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds each variant of the project, runs each suite, and counts what passed, failed and was skipped.
+
+Every suite prints a line with its counts; the last line of all is `N passed, N failed, N skipped`. The exit status
+is 0 only where nothing failed. Tests are registered with meson (suite, time limit, protocol); this runner reads
+them from the build folder, because `meson test` counts a whole GoogleTest program as one test.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+SUITES = ["unit", "sched", "model", "kvm", "cli"]
+SANITIZED = ["unit", "kvm", "cli"]
+RACES = ["unit"]  # under ThreadSanitizer: what runs without KVM
+CLOSING = re.compile(rb"^(?:\w+: )?(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", re.M)
+GTEST = re.compile(rb"^\[  (PASSED|FAILED|SKIPPED ?) +\] (\d+) tests?\b", re.M)
+TOLD_SKIP = 77  # the exit status of a test program that skips itself
+BUILD_LIMIT_S = 900
+
+
+class Counts:
+    def __init__(self, passed=0, failed=0, skipped=0):
+        self.passed, self.failed, self.skipped = passed, failed, skipped
+
+    def add(self, other):
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+
+    def __str__(self):
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def run(command, limit_s, env=None, cwd=None):
+    """Runs a command in a process group of its own. Returns its status (None: out of time) and its output."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=env, cwd=cwd, start_new_session=True)
+    try:
+        output, _ = process.communicate(timeout=limit_s)
+        return process.returncode, output
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        return None, output
+
+
+def show(output, lines):
+    say("\n".join("    " + line for line in output.decode(errors="replace").splitlines()[-lines:]))
+
+
+def count(status, output):
+    """What a test program's output says it did; its exit status where it says nothing."""
+    closing = CLOSING.findall(output)
+    gtest = GTEST.findall(output)
+    if closing:
+        counts = Counts(*(int(number or 0) for number in closing[-1]))
+    elif gtest:
+        said = {word.strip(): int(number) for word, number in gtest}
+        counts = Counts(said.get(b"PASSED", 0), said.get(b"FAILED", 0), said.get(b"SKIPPED", 0))
+    else:
+        counts = Counts(skipped=1) if status == TOLD_SKIP else Counts(passed=1)
+    if status not in (0, TOLD_SKIP) and counts.failed == 0:
+        counts.failed = 1  # it died, hung, or failed without saying what
+    return counts
+
+
+class Run:
+    def __init__(self, mode):
+        self.mode = mode
+        self.total = Counts()
+
+    def step(self, name, command, env=None, limit_s=BUILD_LIMIT_S):
+        """One command that passes or fails as a whole."""
+        begin = time.monotonic()
+        status, output = run(command, limit_s, env)
+        counts = Counts(passed=1) if status == 0 else Counts(failed=1)
+        if status != 0:
+            show(output, 80)
+        self.total.add(counts)
+        say(f"{name}: {counts}  ({time.monotonic() - begin:.0f} s)")
+        return status == 0
+
+    def build(self, folder, name, env, options):
+        fresh = os.path.exists(os.path.join(folder, "build.ninja"))
+        if not fresh and os.path.isdir(folder):
+            shutil.rmtree(folder)  # left over from a set-up that failed
+        setup = ["meson", "configure", folder] if fresh else ["meson", "setup", folder]
+        return (self.step(f"set up {name}", setup + options, env) and
+                self.step(f"build {name}", ["ninja", "-C", folder], env))
+
+    def suite(self, folder, suite, label=None, extra_env=None):
+        label = label or suite
+        status, listing = run(["meson", "introspect", folder, "--tests"], 60)
+        tests = [test for test in json.loads(listing) if any(s.split(":")[-1] == suite for s in test["suite"])]
+        counts = Counts()
+        begin = time.monotonic()
+        for test in tests:
+            counts.add(self.one_test(test, label, extra_env))
+        if not tests:
+            say(f"  {label}: no test is registered")
+            counts.failed += 1
+        self.total.add(counts)
+        say(f"{label}: {counts}  ({time.monotonic() - begin:.0f} s)")
+
+    def one_test(self, test, label, extra_env):
+        env = {**os.environ, **test["env"], "STOPVISOR_TEST_MODE": self.mode, **(extra_env or {})}
+        limit_s = test["timeout"] * (4 if extra_env else 1) * (30 if self.mode == "long" else 1)
+        begin = time.monotonic()
+        status, output = run(test["cmd"], limit_s, env, test["workdir"])
+        counts = count(status, output)
+        took = time.monotonic() - begin
+        if counts.failed:
+            show(output, 200)
+        verdict = "out of time" if status is None else f"exit status {status}"
+        say(f"  {label}/{test['name']}: {counts}  ({took:.1f} s{'' if status == 0 else ', ' + verdict})")
+        for line in output.decode(errors="replace").splitlines():
+            if counts.skipped and re.search(r"\bskip", line, re.I) and not line.startswith("["):
+                say(f"    {line.strip()[:200]}")
+        return counts
+
+
+SANITIZER_ENV = {
+    "ASAN_OPTIONS": "detect_stack_use_after_return=1:abort_on_error=0:exitcode=99",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:exitcode=99",
+    "TSAN_OPTIONS": "halt_on_error=1:exitcode=99",
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="tools/test", description="Run the tests of Stopvisor.")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--quick", action="store_true", help="one build, the short form of each suite: under 3 minutes")
+    modes.add_argument("--long", action="store_true", help="the hour-long stress as well")
+    parser.add_argument("--only", metavar="SUITE", choices=SUITES, help="one suite: " + ", ".join(SUITES))
+    arguments = parser.parse_args()
+    mode = "quick" if arguments.quick else "long" if arguments.long else "full"
+    os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+    if not (os.access("/dev/kvm", os.R_OK | os.W_OK)):
+        say("No usable /dev/kvm here: the tests that need it are skipped.")
+
+    work = Run(mode)
+    clang = {**os.environ, "CXX": "clang++-19"}
+    if work.build("build", "gcc", None, []):
+        for suite in [arguments.only] if arguments.only else SUITES:
+            work.suite("build", suite)
+    if mode != "quick" and not arguments.only:
+        work.step("demo", ["tools/demo"], limit_s=300)
+        if work.build("build-asan", "clang-19, ASan+UBSan", clang,
+                      ["-Db_sanitize=address,undefined", "-Db_lundef=false"]):
+            for suite in SANITIZED:
+                work.suite("build-asan", suite, f"{suite} (ASan+UBSan)", SANITIZER_ENV)
+        if work.build("build-tsan", "clang-19, TSan", clang,
+                      ["-Db_sanitize=thread", "-Db_lundef=false", "-Dkvm_tests=false"]):
+            for suite in RACES:
+                work.suite("build-tsan", suite, f"{suite} (TSan)", SANITIZER_ENV)
+        work.step("format", ["tools/check-format"])
+        work.step("clang-tidy", ["tools/check-tidy", "build-asan"])
+    say("")
+    say(str(work.total))
+    return 1 if work.total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// A stop report as a small picture for a terminal.
+#pragma once
+
+#include <string>
+
+#include "stopper/report.h"
+
+namespace stopvisor::tools {
+
+// One line a participant, time from left to right: '.' kicked and still in the guest, '-' out and on its way to
+// the barrier, '#' held. Times in microseconds from the first kick.
+[[nodiscard]] std::string draw_timeline(const stopper::StopReport& report, unsigned columns);
+
+} // namespace stopvisor::tools
