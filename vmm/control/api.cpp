@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/control/api.h"
+
+#include <unistd.h>
+
+#include <array>
+
+#include "vmm/control/endpoints.h"
+
+namespace stopvisor::vmm {
+namespace {
+
+struct Endpoint {
+  std::string_view method;
+  std::string_view path; // a trailing '/' stands for one more segment
+  ApiReply (*serve)(ApiContext&, const ApiRequest&);
+};
+
+constexpr std::array kEndpoints{
+    Endpoint{"GET", "/v1/status", serve_status},
+    Endpoint{"POST", "/v1/pause", serve_pause},
+    Endpoint{"POST", "/v1/resume", serve_resume},
+    Endpoint{"POST", "/v1/lease", serve_lease},
+    Endpoint{"DELETE", "/v1/lease/", serve_end_of_lease},
+    Endpoint{"GET", "/v1/regs", serve_registers},
+    Endpoint{"POST", "/v1/peek", serve_peek},
+    Endpoint{"POST", "/v1/poke", serve_poke},
+    Endpoint{"GET", "/v1/stop-report", serve_stop_report},
+    Endpoint{"GET", "/v1/dtb", serve_device_tree},
+    Endpoint{"POST", "/v1/shutdown", serve_shutdown},
+};
+
+bool matches(std::string_view pattern, std::string_view path) {
+  if (!pattern.ends_with('/'))
+    return path == pattern;
+  return path.starts_with(pattern) && path.size() > pattern.size() &&
+         path.find('/', pattern.size()) == std::string_view::npos;
+}
+
+std::string printable(std::string_view text) {
+  std::string line;
+  for (const char c : text.substr(0, 60))
+    line += c > ' ' && c < 0x7f ? c : '?';
+  return line;
+}
+
+class VmHolds final : public HoldTarget {
+public:
+  explicit VmHolds(Vm& vm) : vm_(vm) {}
+  std::expected<void, Error> acquire(const char* operation, HoldClock::time_point deadline) override {
+    auto held = vm_.stops().acquire_hold({.deadline = deadline});
+    if (!held)
+      return std::unexpected(vm_.explain(operation, held.error()));
+    return {};
+  }
+  void release() noexcept override { (void)vm_.stops().release_hold(); } // false: the VM has ended
+
+private:
+  Vm& vm_;
+};
+
+} // namespace
+
+struct Api::Parts {
+  explicit Parts(Vm& vm) : target(vm), holds(target), context{vm, holds, std::chrono::steady_clock::now()} {}
+  VmHolds target;
+  Holds holds;
+  ApiContext context;
+};
+
+Api::Api(Vm& vm) : parts_(std::make_unique<Parts>(vm)) {
+  if (vm.config().start_held)
+    parts_->holds.adopt_pause({::getpid(), ::geteuid()});
+}
+
+Api::~Api() = default;
+
+ApiReply Api::serve(const ApiRequest& request) {
+  bool known = false;
+  for (const Endpoint& endpoint : kEndpoints) {
+    if (!matches(endpoint.path, request.path))
+      continue;
+    known = true;
+    if (endpoint.method == request.method)
+      return endpoint.serve(parts_->context, request);
+  }
+  Error error{"control request", printable(request.path), "no such path", Status::kUsage};
+  if (!known)
+    return error_reply(error, 404);
+  error.reason = "takes no " + printable(request.method);
+  return error_reply(error, 405);
+}
+
+void Api::connection_ended(ConnectionId connection) noexcept {
+  parts_->holds.connection_ended(connection);
+}
+
+} // namespace stopvisor::vmm

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// The functions behind the API's paths, one each; api.cpp has the table.
+#pragma once
+
+#include <chrono>
+
+#include "vmm/control/holds.h"
+#include "vmm/control/request.h"
+#include "vmm/vm.h"
+
+namespace stopvisor::vmm {
+
+// What every endpoint works on.
+struct ApiContext {
+  Vm& vm;
+  Holds& holds;
+  std::chrono::steady_clock::time_point started;
+};
+
+// CONTEXT, all of them: connection threads, several at once; those with a deadline block.
+[[nodiscard]] ApiReply serve_status(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_device_tree(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_stop_report(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_shutdown(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_pause(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_resume(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_lease(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_end_of_lease(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_registers(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_peek(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_poke(ApiContext& context, const ApiRequest& request);
+
+} // namespace stopvisor::vmm

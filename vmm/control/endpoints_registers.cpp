@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// The registers of one vCPU or of all, taken in one stop.
+#include <nlohmann/json.hpp>
+
+#include "vmm/control/endpoints.h"
+#include "vmm/control/fields.h"
+#include "vmm/control/guest_access.h"
+
+namespace stopvisor::vmm {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json segment_document(const Segment& segment) {
+  return {{"selector", segment.selector}, {"base", segment.base},
+          {"limit", segment.limit},       {"type", segment.type},
+          {"dpl", segment.dpl},           {"present", segment.present},
+          {"long", segment.long_mode},    {"default_32", segment.default_32}};
+}
+
+Json registers_document(uint32_t cpu, const Registers& registers) {
+  Json document = {{"cpu", cpu}, {"rip", registers.rip}, {"rflags", registers.rflags}};
+  for (size_t i = 0; i < registers.general.size(); ++i)
+    document[kGeneralNames[i]] = registers.general[i];
+  document.update({{"cr0", registers.cr0},
+                   {"cr2", registers.cr2},
+                   {"cr3", registers.cr3},
+                   {"cr4", registers.cr4},
+                   {"cr8", registers.cr8},
+                   {"efer", registers.efer},
+                   {"apic_base", registers.apic_base},
+                   {"cpl", registers.cpl()}});
+  document["cs"] = segment_document(registers.cs);
+  document["ds"] = segment_document(registers.ds);
+  document["es"] = segment_document(registers.es);
+  document["fs"] = segment_document(registers.fs);
+  document["gs"] = segment_document(registers.gs);
+  document["ss"] = segment_document(registers.ss);
+  document["tr"] = segment_document(registers.tr);
+  document["ldt"] = segment_document(registers.ldt);
+  document["gdt"] = {{"base", registers.gdt_base}, {"limit", registers.gdt_limit}};
+  document["idt"] = {{"base", registers.idt_base}, {"limit", registers.idt_limit}};
+  document["halted"] = registers.halted;
+  document["waiting"] = registers.waiting;
+  return document;
+}
+
+} // namespace
+
+ApiReply serve_registers(ApiContext& context, const ApiRequest& request) {
+  Fields fields = Fields::of_query("regs", request);
+  const auto cpu = fields.number("cpu", 0, context.vm.cpu_count() - 1);
+  const auto deadline = fields.deadline();
+  if (auto fine = fields.finish(); !fine)
+    return error_reply(fine.error());
+  const auto first = uint32_t(cpu.value_or(0));
+  std::vector<Registers> registers(cpu ? 1 : context.vm.cpu_count());
+  const auto read = under_stop(context.vm, "regs", deadline, [&]() -> std::expected<void, Error> {
+    for (uint32_t i = 0; i < registers.size(); ++i) {
+      auto one = context.vm.registers(first + i);
+      if (!one)
+        return std::unexpected(one.error());
+      registers[i] = *one;
+    }
+    return {};
+  });
+  if (!read)
+    return error_reply(read.error());
+  Json list = Json::array();
+  for (uint32_t i = 0; i < registers.size(); ++i)
+    list.push_back(registers_document(first + i, registers[i]));
+  ApiReply reply;
+  reply.body = Json{{"cpus", std::move(list)}}.dump();
+  return reply;
+}
+
+} // namespace stopvisor::vmm
