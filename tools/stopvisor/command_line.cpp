@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/stopvisor/command_line.h"
+
+#include <algorithm>
+
+#include <CLI/CLI.hpp>
+
+namespace stopvisor::tools {
+namespace {
+
+class CliArguments final : public Arguments {
+public:
+  explicit CliArguments(CLI::App& app) : app_(app) {}
+
+  void flag(const char* names, bool& to, const char* help) override { app_.add_flag(names, to, help); }
+  void option(const char* names, std::optional<std::string>& to, const char* value, const char* help) override {
+    app_.add_option(names, to, help)->type_name(value)->expected(1);
+  }
+  void options(const char* names, std::vector<std::string>& to, const char* value, const char* help) override {
+    app_.add_option(names, to, help)->type_name(value)->allow_extra_args(false);
+  }
+  void positional(const char* name, std::string& to, const char* help) override {
+    app_.add_option(name, to, help)->required()->type_name("");
+  }
+  void rest(const char* name, std::vector<std::string>& to, size_t least, const char* help) override {
+    CLI::Option* option = app_.add_option(name, to, help)->type_name("");
+    option->expected(int(least), CLI::detail::expected_max_vector_size);
+    if (least > 0)
+      option->required();
+  }
+
+private:
+  CLI::App& app_;
+};
+
+// The library's text, made one line without a final full stop.
+std::string one_line(std::string text) {
+  std::ranges::replace(text, '\n', ' ');
+  while (!text.empty() && (text.back() == ' ' || text.back() == '.'))
+    text.pop_back();
+  return text;
+}
+
+} // namespace
+
+std::expected<CommandLine, vmm::Error> parse_command_line(Verb& verb, std::span<char*> arguments) {
+  CommandLine line;
+  CLI::App app(verb.summary(), std::string("stopvisor ") + verb.name());
+  app.set_help_flag("-h,--help", "Print this help and exit");
+  app.add_flag("--json", line.json, "Print one JSON document to stdout, and nothing else");
+  app.footer(verb.details());
+  CliArguments declarations(app);
+  verb.declare(declarations);
+  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend()); // as the library takes them
+  try {
+    app.parse(std::move(reversed));
+  } catch (const CLI::CallForHelp&) {
+    line.help = true;
+    line.help_text = app.help();
+  } catch (const CLI::ParseError& error) {
+    return std::unexpected(vmm::Error{verb.name(), "",
+                                      one_line(error.what()) + "; see 'stopvisor " + verb.name() + " --help'",
+                                      vmm::Status::kUsage});
+  }
+  return line;
+}
+
+} // namespace stopvisor::tools

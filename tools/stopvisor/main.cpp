@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// The `stopvisor` command: finds the verb, lets it work, and turns errors into one line and an exit status.
+#include <csignal>
+#include <cstdio>
+#include <exception>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tools/stopvisor/command_line.h"
+#include "tools/stopvisor/output.h"
+#include "tools/stopvisor/verb.h"
+
+namespace stopvisor::tools {
+namespace {
+
+constexpr const char* kVersion = "0.1.0";
+
+struct VerbEntry {
+  const char* name;
+  std::unique_ptr<Verb> (*make)();
+};
+
+// The table of verbs, in the order --help shows them.
+constexpr std::array kVerbs{
+    VerbEntry{"run", make_run},           VerbEntry{"ls", make_ls},         VerbEntry{"status", make_status},
+    VerbEntry{"pause", make_pause},       VerbEntry{"resume", make_resume}, VerbEntry{"hold", make_hold},
+    VerbEntry{"peek", make_peek},         VerbEntry{"poke", make_poke},     VerbEntry{"regs", make_regs},
+    VerbEntry{"shutdown", make_shutdown},
+};
+
+void print_help() {
+  std::string text = "Stopvisor runs virtual machines, and stops them all at once.\n\n"
+                     "Usage: stopvisor VERB [ARGUMENTS]\n\nVerbs:\n";
+  for (const VerbEntry& entry : kVerbs) {
+    std::string name = entry.name;
+    name.resize(12, ' ');
+    text += "  " + name + entry.make()->summary() + "\n";
+  }
+  text += "\nEvery verb takes --json and --help.\n\n"
+          "Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a check, nothing changed,\n"
+          "4 busy or deadline passed, try again, 5 what is there is not what we wrote.\n\n"
+          "Examples:\n"
+          "  stopvisor run --name vm1 --cpus 4 --detach   start the built-in probe guest\n"
+          "  stopvisor ls                                 see what runs\n"
+          "  stopvisor hold vm1 --max 200ms -- CMD        run CMD while the guest is held\n"
+          "  stopvisor shutdown vm1                       press its power button\n";
+  print_text(text);
+}
+
+size_t edit_distance(std::string_view one, std::string_view other) {
+  std::vector<size_t> row(other.size() + 1);
+  for (size_t j = 0; j < row.size(); ++j)
+    row[j] = j;
+  for (size_t i = 1; i <= one.size(); ++i) {
+    size_t diagonal = std::exchange(row[0], i);
+    for (size_t j = 1; j <= other.size(); ++j) {
+      const size_t change = diagonal + (one[i - 1] == other[j - 1] ? 0 : 1);
+      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, change}));
+    }
+  }
+  return row.back();
+}
+
+vmm::Error unknown_verb(std::string_view given) {
+  const auto nearest = std::ranges::min_element(
+      kVerbs, {}, [given](const VerbEntry& entry) { return edit_distance(given, entry.name); });
+  std::string reason = "no such verb";
+  if (edit_distance(given, nearest->name) <= 2 || std::string_view(nearest->name).starts_with(given))
+    reason += std::string("; did you mean '") + nearest->name + "'?";
+  else
+    reason += "; see 'stopvisor --help'";
+  return {std::string(given.substr(0, 60)), "", reason, vmm::Status::kUsage};
+}
+
+int run_verb(const VerbEntry& entry, std::span<char*> arguments, bool json) {
+  const std::unique_ptr<Verb> verb = entry.make();
+  const auto line = parse_command_line(*verb, arguments);
+  if (!line) {
+    // Not parsed, so looked for by hand: a script that asked for JSON gets its error as JSON too.
+    json =
+        json || std::ranges::any_of(arguments, [](const char* text) { return std::string_view(text) == "--json"; });
+    return print_error(line.error(), entry.name, json);
+  }
+  if (line->help) {
+    print_text(line->help_text);
+    return finish_output(0, entry.name);
+  }
+  json = json || line->json;
+  const auto status = verb->run(json);
+  return status ? finish_output(*status, entry.name) : print_error(status.error(), entry.name, json);
+}
+
+int run_command(std::span<char*> arguments) {
+  bool json = false;
+  for (; !arguments.empty(); arguments = arguments.subspan(1)) {
+    const std::string_view word = arguments.front();
+    if (word == "--json") {
+      json = true;
+      continue;
+    }
+    if (word == "--help" || word == "-h" || word == "help") {
+      print_help();
+      return finish_output(0, "help");
+    }
+    if (word == "--version") {
+      print_text(std::string("stopvisor ") + kVersion + "\n");
+      return finish_output(0, "version");
+    }
+    const auto entry = std::ranges::find_if(kVerbs, [word](const VerbEntry& verb) { return word == verb.name; });
+    if (entry == kVerbs.end())
+      return print_error(unknown_verb(word), "", json);
+    return run_verb(*entry, arguments.subspan(1), json);
+  }
+  return print_error({"", "", "no verb given; see 'stopvisor --help'", vmm::Status::kUsage}, "", json);
+}
+
+} // namespace
+} // namespace stopvisor::tools
+
+int main(int argc, char** argv) {
+  // The vCPU kick: only vCPU threads take it, and every thread inherits this mask.
+  sigset_t kick;
+  sigemptyset(&kick);
+  sigaddset(&kick, SIGRTMIN);
+  pthread_sigmask(SIG_BLOCK, &kick, nullptr);
+  try {
+    return stopvisor::tools::run_command({argv + 1, size_t(std::max(argc - 1, 0))});
+  } catch (const std::exception& error) { // out of memory and the like: nothing of ours throws
+    std::fprintf(stderr, "stopvisor: %s\n", error.what());
+    return 1;
+  }
+}

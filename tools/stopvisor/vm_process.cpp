@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/stopvisor/vm_process.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <memory>
+#include <thread>
+
+#include <spdlog/spdlog.h>
+
+#include "vmm/control/api.h"
+#include "vmm/control/server.h"
+#include "vmm/unique_fd.h"
+
+namespace stopvisor::tools {
+namespace {
+
+using vmm::Error;
+
+sigset_t ending_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT})
+    sigaddset(&set, number);
+  return set;
+}
+
+// A thread that turns the first ending signal into the VM's end. A thread, because what ends a VM is no work
+// for a signal handler.
+class EndingSignals {
+public:
+  EndingSignals() {
+    const sigset_t set = ending_signals();
+    ::pthread_sigmask(SIG_BLOCK, &set, nullptr); // before any thread, which inherits it
+    ::signal(SIGPIPE, SIG_IGN);                  // a client that is gone is an error value
+    signals_.reset(::signalfd(-1, &set, SFD_CLOEXEC));
+    stop_.reset(::eventfd(0, EFD_CLOEXEC));
+  }
+  ~EndingSignals() { stop(); }
+  EndingSignals(const EndingSignals&) = delete;
+  EndingSignals& operator=(const EndingSignals&) = delete;
+
+  [[nodiscard]] std::expected<void, Error> watch(vmm::Vm& vm) {
+    if (!signals_ || !stop_)
+      return std::unexpected(Error{"run", "", "no descriptors for signals", vmm::Status::kFailed});
+    thread_ = std::thread([this, &vm] { wait_for_one(vm); });
+    return {};
+  }
+  void stop() noexcept {
+    if (!thread_.joinable())
+      return;
+    const uint64_t one = 1;
+    (void)!::write(stop_.get(), &one, sizeof one); // an eventfd at 0 takes it
+    thread_.join();
+  }
+  // relaxed: read after the thread was joined
+  [[nodiscard]] int taken() const noexcept { return taken_.load(std::memory_order_relaxed); }
+
+private:
+  void wait_for_one(vmm::Vm& vm) noexcept {
+    std::array<pollfd, 2> entries{{{signals_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}}};
+    while (::poll(entries.data(), entries.size(), -1) < 0 && errno == EINTR) {
+    }
+    signalfd_siginfo info{};
+    if (entries[1].revents != 0 || ::read(signals_.get(), &info, sizeof info) != sizeof info)
+      return;
+    taken_.store(int(info.ssi_signo), std::memory_order_relaxed); // joined before it is read
+    vm.request_end({vmm::EndKind::kRequested, ""});
+  }
+
+  vmm::UniqueFd signals_;
+  vmm::UniqueFd stop_;
+  std::atomic<int> taken_{0};
+  std::thread thread_;
+};
+
+} // namespace
+
+std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config,
+                                          const std::function<void(const vmm::ControlPlace&)>& ready) {
+  EndingSignals signals;
+  auto place = config.name.empty() ? vmm::ControlPlace::claim_generated() : vmm::ControlPlace::claim(config.name);
+  if (!place)
+    return std::unexpected(place.error());
+  config.name = place->name();
+  auto vm = vmm::Vm::create(std::move(config));
+  if (!vm)
+    return std::unexpected(vm.error());
+  // In the order in which each needs the one before: gone in reverse.
+  vmm::Api api(**vm);
+  auto listening = place->listen();
+  if (!listening)
+    return std::unexpected(listening.error());
+  if (auto watched = signals.watch(**vm); !watched)
+    return std::unexpected(watched.error());
+  if (auto started = (*vm)->start(); !started) {
+    signals.stop();
+    return std::unexpected(started.error());
+  }
+  auto server = vmm::ControlServer::start(std::move(*listening), api);
+  if (!server) {
+    (*vm)->request_end({vmm::EndKind::kRequested, ""});
+    (void)(*vm)->wait_for_end();
+    signals.stop();
+    return std::unexpected(server.error());
+  }
+  ready(*place);
+  spdlog::info("{}: running, pid {}, {} vCPUs", place->name(), ::getpid(), (*vm)->cpu_count());
+  VmProcessEnd ended{place->name(), (*vm)->wait_for_end(), 0};
+  signals.stop();
+  ended.signal = ended.end.kind == vmm::EndKind::kRequested ? signals.taken() : 0;
+  (*server)->stop();
+  spdlog::info("{}: ended", place->name());
+  return ended;
+}
+
+} // namespace stopvisor::tools
