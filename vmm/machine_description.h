@@ -30,36 +30,53 @@
 
 namespace stopvisor::vmm {
 
+// The parts, outside of the whole so that std::optional sees them complete.
+namespace machine {
+
+struct Memory {
+  Gpa base;
+  uint64_t size_bytes = 0;
+};
+
+struct Serial {
+  uint16_t port = 0x3f8;
+  uint32_t gsi = 4;
+};
+
+struct Doorbell {
+  uint16_t signature_port = 0;
+  uint16_t port_base = 0;
+  uint32_t port_bytes = 0;
+  Gpa mmio;
+  uint64_t mmio_bytes = 0;
+};
+
+struct Power {
+  uint16_t port = 0;
+  uint32_t port_bytes = 4;
+  uint32_t gsi = 0;
+};
+
+struct Reset {
+  uint16_t port = 0;
+  uint8_t value = 0;
+  uint8_t mask = 0xff;
+};
+
+struct Initrd {
+  Gpa start;
+  uint64_t size_bytes = 0;
+};
+
+} // namespace machine
+
 struct MachineDescription {
-  struct Memory {
-    Gpa base;
-    uint64_t size_bytes = 0;
-  };
-  struct Serial {
-    uint16_t port = 0x3f8;
-    uint32_t gsi = 4;
-  };
-  struct Doorbell {
-    uint16_t signature_port = 0;
-    uint16_t port_base = 0;
-    uint32_t port_bytes = 0;
-    Gpa mmio;
-    uint64_t mmio_bytes = 0;
-  };
-  struct Power {
-    uint16_t port = 0;
-    uint32_t port_bytes = 4;
-    uint32_t gsi = 0;
-  };
-  struct Reset {
-    uint16_t port = 0;
-    uint8_t value = 0;
-    uint8_t mask = 0xff;
-  };
-  struct Initrd {
-    Gpa start;
-    uint64_t size_bytes = 0;
-  };
+  using Memory = machine::Memory;
+  using Serial = machine::Serial;
+  using Doorbell = machine::Doorbell;
+  using Power = machine::Power;
+  using Reset = machine::Reset;
+  using Initrd = machine::Initrd;
 
   std::string name;
   std::vector<Memory> memory;
