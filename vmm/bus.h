@@ -24,6 +24,8 @@ public:
   // Fills `data`; a read of a register that does not exist gives all ones.
   virtual void read(uint64_t offset, std::span<std::byte> data) noexcept = 0;
   virtual void write(uint64_t offset, std::span<const std::byte> data) noexcept = 0;
+  // Back to the state after power-on: the guest resets. CONTEXT: under a stop, no access is in flight.
+  virtual void reset() noexcept {}
 };
 
 class Bus {
@@ -36,6 +38,9 @@ public:
   // and writes nothing. RETURNS: whether a device served it.
   bool read(uint64_t address, std::span<std::byte> data) const noexcept;
   bool write(uint64_t address, std::span<const std::byte> data) const noexcept;
+
+  // Calls reset() of every device, in the order of their addresses. CONTEXT: under a stop.
+  void reset_devices() const noexcept;
 
 private:
   struct Range {

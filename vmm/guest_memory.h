@@ -56,8 +56,13 @@ public:
   [[nodiscard]] bool read(Gpa gpa, std::span<std::byte> to) const noexcept;
   [[nodiscard]] bool write(Gpa gpa, std::span<const std::byte> from) const noexcept;
 
+  // Gives every page back to the host, so that all memory reads as zeros again. CONTEXT: no vCPU runs (under a
+  // stop, or before the first one starts). RETURNS: kFailed where the host refuses.
+  [[nodiscard]] std::expected<void, Error> clear() noexcept;
+
 private:
   GuestMemory() = default;
+  [[nodiscard]] std::expected<void, Error> map();
 
   uint64_t size_bytes_ = 0;
   MemoryBacking backing_ = MemoryBacking::kAnonymous;

@@ -15,9 +15,11 @@
 #include <vector>
 
 #include "stopper/native.h"
+#include "vmm/devices/doorbell.h"
 #include "vmm/error.h"
 #include "vmm/guest_memory.h"
 #include "vmm/registers.h"
+#include "vmm/test_hooks.h"
 
 namespace stopvisor::vmm {
 
@@ -38,11 +40,11 @@ struct VmConfig {
 
 // How a guest's life ended.
 enum class EndKind {
-  kPowerOff,     // the guest switched itself off
-  kRequested,    // request_end()
-  kCrash,        // the guest reported a crash through the power device
-  kTripleFault,  // KVM_EXIT_SHUTDOWN
-  kVmmError,     // KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_FAIL_ENTRY, an ioctl that failed
+  kPowerOff,    // the guest switched itself off
+  kRequested,   // request_end()
+  kCrash,       // the guest reported a crash through the power device
+  kTripleFault, // KVM_EXIT_SHUTDOWN
+  kVmmError,    // KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_FAIL_ENTRY, an ioctl that failed
 };
 
 struct VmEnd {
@@ -56,9 +58,9 @@ enum class VmState { kCreated, kRunning, kHeld, kEnded };
 // What one vCPU is doing, read without stopping it.
 struct VcpuStatus {
   uint32_t cpu = 0;
-  int thread_id = 0;          // host TID
-  uint64_t exits = 0;         // KVM_RUN returns
-  std::string last_exit;      // name of the last exit reason, "" before the first
+  int thread_id = 0;     // host TID
+  uint64_t exits = 0;    // KVM_RUN returns
+  std::string last_exit; // name of the last exit reason, "" before the first
 };
 
 class Vm {
@@ -71,10 +73,14 @@ public:
   Vm(const Vm&) = delete;
   Vm& operator=(const Vm&) = delete;
 
-  // Starts the vCPU threads (held from the first instruction on with start_held). Call once.
+  // Starts the vCPU threads (held from the first instruction on with start_held: stops().holds() is 1 then). Call
+  // once. A stop that is held already (asked for before there was anything to stop) delays the start until it is
+  // over. CONTEXT: no vCPU thread, no callback; blocks shortly.
+  // RETURNS: kFailed where the host has no more threads, or the VM was ended already. The VM has ended then.
   [[nodiscard]] std::expected<void, Error> start();
 
-  // Blocks until the guest has ended, then joins the vCPU threads. CONTEXT: not a vCPU thread.
+  // Blocks until the guest has ended, then joins the vCPU threads. CONTEXT: not a vCPU thread, nor one inside a
+  // callback; several threads may wait.
   VmEnd wait_for_end();
   // Asks every vCPU thread to leave, also out of a hold. CONTEXT: any thread, also a vCPU thread's
   // device code; does not block. The first reason given wins.
@@ -86,6 +92,10 @@ public:
   [[nodiscard]] VmState state() const noexcept;
   [[nodiscard]] uint32_t cpu_count() const noexcept;
   [[nodiscard]] VcpuStatus vcpu_status(uint32_t cpu) const;
+  // How often the guest has reset itself. CONTEXT: any thread.
+  [[nodiscard]] uint64_t resets() const noexcept;
+  [[nodiscard]] DoorbellCounts doorbell_counts() const; // of all vCPUs since the last reset
+  [[nodiscard]] DoorbellCounts doorbell_counts(uint32_t cpu) const;
   [[nodiscard]] const GuestMemory& memory() const noexcept;
   [[nodiscard]] const std::vector<std::byte>& device_tree() const noexcept; // flattened (DTB)
   [[nodiscard]] stopper::StopService& stops() noexcept;
@@ -96,7 +106,12 @@ public:
   [[nodiscard]] std::expected<Registers, Error> registers(uint32_t cpu) const;
 
   // Human text of a stop that failed: names each straggler with vCPU, thread, last exit.
+  // The object is the VM's name; kBusy where it may succeed later.
   [[nodiscard]] Error explain(const std::string& operation, const stopper::StopError& error) const;
+
+  // For tests: steps into the vCPU loops and kicks from now on; null: no more. See test_hooks.h for how long they
+  // must live.
+  void use_hooks(VcpuHooks* hooks) noexcept;
 
   struct Parts;
 

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Guests of a few bytes of machine code, booted like any other: as a PVH ELF file.
+//
+// They start at raw_guest::kEntry in 32-bit protected mode without paging, as PVH has it.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tests/unit/elf_builder.h"
+
+namespace stopvisor::vmm::testing {
+
+inline constexpr uint64_t kRawEntry = 0x10'0000;
+
+// The file a raw guest is booted from; removed with the object.
+class RawKernel {
+public:
+  explicit RawKernel(const std::vector<uint8_t>& code) {
+    char name[] = "/tmp/stopvisor-raw-XXXXXX";
+    const int fd = ::mkstemp(name);
+    path_ = name;
+    std::vector<std::byte> bytes(code.size());
+    std::memcpy(bytes.data(), code.data(), code.size());
+    ElfBuilder<> builder;
+    builder.load(kRawEntry, bytes, bytes.size());
+    builder.note(pvh_note(kRawEntry));
+    const auto file = builder.build();
+    if (fd < 0 || ::write(fd, file.data(), file.size()) != static_cast<ssize_t>(file.size()))
+      std::abort();
+    ::close(fd);
+  }
+  ~RawKernel() { ::unlink(path_.c_str()); }
+  RawKernel(const RawKernel&) = delete;
+  RawKernel& operator=(const RawKernel&) = delete;
+
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+private:
+  std::string path_;
+};
+
+// Machine code, put together from the pieces the tests need.
+class Code {
+public:
+  Code& bytes(std::initializer_list<uint8_t> more) {
+    code_.insert(code_.end(), more);
+    return *this;
+  }
+  // mov $port, %dx; mov $value, %eax; out %eax, %dx
+  Code& out32(uint16_t port, uint32_t value) { return dx(port).bytes({0xb8}).u32(value).bytes({0xef}); }
+  // mov $port, %dx; mov $value, %al; out %al, %dx
+  Code& out8(uint16_t port, uint8_t value) { return dx(port).bytes({0xb0, value, 0xee}); }
+  Code& spin() { return bytes({0xeb, 0xfe}); } // jmp .
+  Code& dx(uint16_t port) {
+    return bytes({0x66, 0xba, static_cast<uint8_t>(port), static_cast<uint8_t>(port >> 8)});
+  }
+  Code& u32(uint32_t value) {
+    for (unsigned i = 0; i < 4; ++i)
+      code_.push_back(static_cast<uint8_t>(value >> (8 * i)));
+    return *this;
+  }
+  operator const std::vector<uint8_t>&() const { return code_; } // NOLINT(google-explicit-constructor)
+
+private:
+  std::vector<uint8_t> code_;
+};
+
+} // namespace stopvisor::vmm::testing

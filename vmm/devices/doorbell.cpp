@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/devices/doorbell.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace stopvisor::vmm {
+namespace {
+
+constexpr uint64_t kPortStride = 4;
+constexpr uint64_t kMmioStride = 0x40;
+
+void put_all_ones(std::span<std::byte> data) {
+  std::fill(data.begin(), data.end(), std::byte{0xff});
+}
+
+// Counts a write of `value` after `last`, both of them modulo 2^(8 * sizeof(Number)), where a distance of more
+// than half the circle is one backwards.
+template <class Number>
+void count_write(DoorbellCounts& counts, uint64_t& last, Number value) {
+  const auto distance = static_cast<Number>(value - static_cast<Number>(last));
+  if (distance == 0 || distance > static_cast<Number>(~Number{0}) / 2)
+    ++counts.doubled;
+  else
+    counts.lost += distance - 1;
+  last = value;
+}
+
+} // namespace
+
+Doorbell::Doorbell() : cpus_(std::make_unique<std::array<Registers, probe::kMaxCpus>>()) {}
+
+std::expected<void, Error> Doorbell::attach_to(Bus& ports, Bus& mmio) {
+  if (auto done = ports.attach(probe::kDoorbellSignaturePort, sizeof(uint32_t), signature_); !done)
+    return done;
+  if (auto done = ports.attach(probe::kDoorbellPortBase, kPortStride * probe::kMaxCpus, ports_); !done)
+    return done;
+  return mmio.attach(probe::kDoorbellMmioGpa, probe::kDoorbellMmioBytes, mmio_);
+}
+
+DoorbellCounts Doorbell::counts(uint32_t cpu) const {
+  if (cpu >= cpus_->size())
+    return {};
+  const Registers& registers = (*cpus_)[cpu];
+  const std::lock_guard guard(registers.lock);
+  return registers.counts;
+}
+
+DoorbellCounts Doorbell::total() const {
+  DoorbellCounts sum;
+  for (uint32_t cpu = 0; cpu < probe::kMaxCpus; ++cpu) {
+    const DoorbellCounts one = counts(cpu);
+    sum.port_writes += one.port_writes;
+    sum.port_reads += one.port_reads;
+    sum.mmio_writes += one.mmio_writes;
+    sum.mmio_reads += one.mmio_reads;
+    sum.lost += one.lost;
+    sum.doubled += one.doubled;
+  }
+  return sum;
+}
+
+void Doorbell::reset() noexcept {
+  for (Registers& registers : *cpus_) {
+    const std::lock_guard guard(registers.lock);
+    registers.counts = {};
+    registers.last_port = registers.last_mmio = 0;
+  }
+}
+
+void Doorbell::Signature::read(uint64_t offset, std::span<std::byte> data) noexcept {
+  const uint32_t signature = probe::kDoorbellSignature;
+  if (offset != 0 || data.size() != sizeof signature)
+    return put_all_ones(data);
+  std::memcpy(data.data(), &signature, sizeof signature);
+}
+
+void Doorbell::Signature::write(uint64_t /*offset*/, std::span<const std::byte> /*data*/) noexcept {}
+
+void Doorbell::Ports::read(uint64_t offset, std::span<std::byte> data) noexcept {
+  if (offset % kPortStride != 0 || data.size() != sizeof(uint32_t))
+    return put_all_ones(data);
+  Registers& registers = (*bell_.cpus_)[offset / kPortStride];
+  const std::lock_guard guard(registers.lock);
+  const auto count = static_cast<uint32_t>(++registers.counts.port_reads);
+  std::memcpy(data.data(), &count, sizeof count);
+}
+
+void Doorbell::Ports::write(uint64_t offset, std::span<const std::byte> data) noexcept {
+  uint32_t value = 0;
+  if (offset % kPortStride != 0 || data.size() != sizeof value)
+    return;
+  std::memcpy(&value, data.data(), sizeof value);
+  Registers& registers = (*bell_.cpus_)[offset / kPortStride];
+  const std::lock_guard guard(registers.lock);
+  ++registers.counts.port_writes;
+  count_write(registers.counts, registers.last_port, value);
+}
+
+void Doorbell::Mmio::read(uint64_t offset, std::span<std::byte> data) noexcept {
+  if (offset % kMmioStride != probe::kDoorbellMmioRead || data.size() != sizeof(uint64_t))
+    return put_all_ones(data);
+  Registers& registers = (*bell_.cpus_)[offset / kMmioStride];
+  const std::lock_guard guard(registers.lock);
+  const uint64_t count = ++registers.counts.mmio_reads;
+  std::memcpy(data.data(), &count, sizeof count);
+}
+
+void Doorbell::Mmio::write(uint64_t offset, std::span<const std::byte> data) noexcept {
+  uint64_t value = 0;
+  if (offset % kMmioStride != probe::kDoorbellMmioWrite || data.size() != sizeof value)
+    return;
+  std::memcpy(&value, data.data(), sizeof value);
+  Registers& registers = (*bell_.cpus_)[offset / kMmioStride];
+  const std::lock_guard guard(registers.lock);
+  ++registers.counts.mmio_writes;
+  count_write(registers.counts, registers.last_mmio, value);
+}
+
+} // namespace stopvisor::vmm

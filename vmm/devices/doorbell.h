@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// The doorbell: proves that no port or MMIO access is lost or done twice, however often the guest is stopped.
+//
+// Each vCPU writes its own sequence 1, 2, 3, ... to a port and to an MMIO register of its own; whatever is not
+// the last number plus one is counted. Reads are numbered by the device, and checked by the guest.
+// guest/probe_abi.h is its data sheet.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+#include "guest/probe_abi.h"
+#include "vmm/bus.h"
+
+namespace stopvisor::vmm {
+
+struct DoorbellCounts {
+  uint64_t port_writes = 0; // accesses served, whatever their numbers
+  uint64_t port_reads = 0;
+  uint64_t mmio_writes = 0;
+  uint64_t mmio_reads = 0;
+  uint64_t lost = 0;    // numbers that were skipped
+  uint64_t doubled = 0; // writes of a number that had been seen
+  bool operator==(const DoorbellCounts&) const = default;
+};
+
+class Doorbell {
+public:
+  Doorbell();
+
+  // Puts its three parts (signature port, port registers, MMIO registers) on the buses.
+  [[nodiscard]] std::expected<void, Error> attach_to(Bus& ports, Bus& mmio);
+
+  // One vCPU's counts; all zero for a number from probe::kMaxCpus on. CONTEXT: any thread.
+  [[nodiscard]] DoorbellCounts counts(uint32_t cpu) const;
+  [[nodiscard]] DoorbellCounts total() const;
+
+private:
+  // One vCPU's registers. Its own vCPU alone uses them, but a hostile guest may not stick to that.
+  struct alignas(64) Registers {
+    mutable std::mutex lock; // a leaf
+    DoorbellCounts counts;
+    uint64_t last_port = 0; // sequence numbers last written
+    uint64_t last_mmio = 0;
+  };
+
+  class Signature final : public BusDevice {
+  public:
+    [[nodiscard]] std::string_view name() const noexcept override { return "doorbell signature"; }
+    void read(uint64_t offset, std::span<std::byte> data) noexcept override;
+    void write(uint64_t offset, std::span<const std::byte> data) noexcept override;
+  };
+
+  // 4 bytes a vCPU.
+  class Ports final : public BusDevice {
+  public:
+    explicit Ports(Doorbell& bell) : bell_(bell) {}
+    [[nodiscard]] std::string_view name() const noexcept override { return "doorbell ports"; }
+    void read(uint64_t offset, std::span<std::byte> data) noexcept override;
+    void write(uint64_t offset, std::span<const std::byte> data) noexcept override;
+    void reset() noexcept override { bell_.reset(); }
+
+  private:
+    Doorbell& bell_;
+  };
+  // 0x40 bytes a vCPU.
+  class Mmio final : public BusDevice {
+  public:
+    explicit Mmio(Doorbell& bell) : bell_(bell) {}
+    [[nodiscard]] std::string_view name() const noexcept override { return "doorbell MMIO"; }
+    void read(uint64_t offset, std::span<std::byte> data) noexcept override;
+    void write(uint64_t offset, std::span<const std::byte> data) noexcept override;
+
+  private:
+    Doorbell& bell_;
+  };
+
+  void reset() noexcept;
+
+  std::unique_ptr<std::array<Registers, probe::kMaxCpus>> cpus_;
+  Signature signature_;
+  Ports ports_{*this};
+  Mmio mmio_{*this};
+};
+
+} // namespace stopvisor::vmm

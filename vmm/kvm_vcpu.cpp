@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/kvm_vcpu.h"
+
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <utility>
+
+#include "vmm/cpuid.h"
+#include "vmm/kvm_list.h"
+
+namespace stopvisor::vmm {
+namespace {
+
+Error ioctl_failed(const char* name) {
+  return system_error("vCPU", name, errno);
+}
+
+Segment from_kvm(const kvm_segment& segment) {
+  Segment result;
+  result.base = segment.base;
+  result.limit = segment.limit;
+  result.selector = segment.selector;
+  result.type = segment.type;
+  result.dpl = segment.dpl;
+  result.present = segment.present != 0;
+  result.long_mode = segment.l != 0;
+  result.default_32 = segment.db != 0;
+  return result;
+}
+
+void take_system_registers(Registers& to, const kvm_sregs& from) {
+  to.cs = from_kvm(from.cs);
+  to.ds = from_kvm(from.ds);
+  to.es = from_kvm(from.es);
+  to.fs = from_kvm(from.fs);
+  to.gs = from_kvm(from.gs);
+  to.ss = from_kvm(from.ss);
+  to.tr = from_kvm(from.tr);
+  to.ldt = from_kvm(from.ldt);
+  to.gdt_base = from.gdt.base;
+  to.gdt_limit = from.gdt.limit;
+  to.idt_base = from.idt.base;
+  to.idt_limit = from.idt.limit;
+  to.cr0 = from.cr0;
+  to.cr2 = from.cr2;
+  to.cr3 = from.cr3;
+  to.cr4 = from.cr4;
+  to.cr8 = from.cr8;
+  to.efer = from.efer;
+  to.apic_base = from.apic_base;
+}
+
+// Selectors are never loaded from a table here: any will do that is not null.
+kvm_segment flat_segment(uint16_t selector, uint8_t type) {
+  kvm_segment segment{};
+  segment.limit = 0xffff'ffff;
+  segment.selector = selector;
+  segment.type = type;
+  segment.present = 1;
+  segment.db = 1;
+  segment.s = 1;
+  segment.g = 1;
+  return segment;
+}
+
+// Intel SDM volume 3, 3.4.5.1 and 3.5: types of segments.
+constexpr uint8_t kCodeReadAccessed = 0xb;
+constexpr uint8_t kDataWriteAccessed = 0x3;
+constexpr uint8_t kBusyTss32 = 0xb;
+
+} // namespace
+
+std::expected<KvmVcpu, Error> KvmVcpu::create(const KvmSystem& system, const KvmVm& vm, uint32_t cpu,
+                                              uint32_t cpus) {
+  auto fd = vm.create_vcpu(cpu);
+  if (!fd)
+    return std::unexpected(fd.error());
+  KvmVcpu vcpu(std::move(*fd));
+  void* const page =
+      ::mmap(nullptr, system.run_page_bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.fd_.get(), 0);
+  if (page == MAP_FAILED)
+    return std::unexpected(ioctl_failed("mmap of the run page"));
+  vcpu.run_ = static_cast<kvm_run*>(page);
+  vcpu.run_bytes_ = system.run_page_bytes();
+
+  const auto leaves = guest_cpuid(system, cpu, cpus);
+  KvmCpuidList list(leaves.size());
+  list.head()->count = static_cast<uint32_t>(leaves.size());
+  std::copy(leaves.begin(), leaves.end(), list.entries().begin());
+  if (::ioctl(vcpu.fd_.get(), kKvmSetCpuid2, list.head()) != 0)
+    return std::unexpected(ioctl_failed("KVM_SET_CPUID2"));
+
+  // KVM has made vCPU 0 runnable and the others wait for INIT/SIPI; said here so that it holds on every KVM.
+  kvm_mp_state state{};
+  state.mp_state = cpu == 0 ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED;
+  if (::ioctl(vcpu.fd_.get(), KVM_SET_MP_STATE, &state) != 0)
+    return std::unexpected(ioctl_failed("KVM_SET_MP_STATE"));
+  return vcpu;
+}
+
+KvmVcpu::~KvmVcpu() {
+  if (run_ != nullptr)
+    ::munmap(run_, run_bytes_);
+}
+
+KvmVcpu::KvmVcpu(KvmVcpu&& other) noexcept
+    : fd_(std::move(other.fd_)), run_(std::exchange(other.run_, nullptr)),
+      run_bytes_(std::exchange(other.run_bytes_, 0)) {}
+
+void KvmVcpu::set_immediate_exit(bool on) const noexcept {
+  // relaxed: thread, handler and the kernel's KVM_RUN on behalf of this thread see it in program order.
+  std::atomic_ref(run_->immediate_exit).store(on ? 1 : 0, std::memory_order_relaxed);
+}
+
+int KvmVcpu::enter() const noexcept {
+  return ::ioctl(fd_.get(), KVM_RUN, 0) == 0 ? 0 : errno;
+}
+
+std::span<std::byte> KvmVcpu::io_data() const noexcept {
+  const uint64_t bytes = uint64_t{run_->io.size} * run_->io.count;
+  if (run_->io.data_offset > run_bytes_ || bytes > run_bytes_ - run_->io.data_offset)
+    return {};
+  return {reinterpret_cast<std::byte*>(run_) + run_->io.data_offset, bytes};
+}
+
+void KvmVcpu::note_guest_paused() const noexcept {
+  (void)::ioctl(fd_.get(), KVM_KVMCLOCK_CTRL, 0);
+}
+
+std::expected<Registers, Error> KvmVcpu::registers() const {
+  kvm_regs general{};
+  if (::ioctl(fd_.get(), KVM_GET_REGS, &general) != 0)
+    return std::unexpected(ioctl_failed("KVM_GET_REGS"));
+  kvm_sregs system{};
+  if (::ioctl(fd_.get(), KVM_GET_SREGS, &system) != 0)
+    return std::unexpected(ioctl_failed("KVM_GET_SREGS"));
+  kvm_mp_state state{};
+  if (::ioctl(fd_.get(), KVM_GET_MP_STATE, &state) != 0)
+    return std::unexpected(ioctl_failed("KVM_GET_MP_STATE"));
+  Registers result;
+  result.general = {general.rax, general.rbx, general.rcx, general.rdx, general.rsi, general.rdi,
+                    general.rsp, general.rbp, general.r8,  general.r9,  general.r10, general.r11,
+                    general.r12, general.r13, general.r14, general.r15};
+  result.rip = general.rip;
+  result.rflags = general.rflags;
+  take_system_registers(result, system);
+  result.halted = state.mp_state == KVM_MP_STATE_HALTED;
+  result.waiting = state.mp_state == KVM_MP_STATE_UNINITIALIZED || state.mp_state == KVM_MP_STATE_INIT_RECEIVED;
+  return result;
+}
+
+std::expected<void, Error> KvmVcpu::set_pvh_entry(uint64_t rip, uint64_t rbx) const {
+  kvm_sregs system{};
+  if (::ioctl(fd_.get(), KVM_GET_SREGS, &system) != 0)
+    return std::unexpected(ioctl_failed("KVM_GET_SREGS"));
+  system.cs = flat_segment(0x8, kCodeReadAccessed);
+  system.ds = system.es = system.fs = system.gs = system.ss = flat_segment(0x10, kDataWriteAccessed);
+  system.tr = {};
+  system.tr.limit = 0x67;
+  system.tr.selector = 0x18;
+  system.tr.type = kBusyTss32;
+  system.tr.present = 1;
+  system.gdt = {};
+  system.idt = {};
+  system.cr0 = 0x11; // PE, and ET, which is always set
+  system.cr3 = 0;
+  system.cr4 = 0;
+  system.efer = 0;
+  if (::ioctl(fd_.get(), KVM_SET_SREGS, &system) != 0)
+    return std::unexpected(ioctl_failed("KVM_SET_SREGS"));
+  kvm_regs general{};
+  general.rip = rip;
+  general.rbx = rbx;
+  general.rflags = 2; // bit 1 is always set
+  if (::ioctl(fd_.get(), KVM_SET_REGS, &general) != 0)
+    return std::unexpected(ioctl_failed("KVM_SET_REGS"));
+  return {};
+}
+
+} // namespace stopvisor::vmm

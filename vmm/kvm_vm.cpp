@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/kvm_vm.h"
+
+#include <sys/ioctl.h>
+
+#include <cerrno>
+#include <utility>
+
+namespace stopvisor::vmm {
+namespace {
+
+// Three pages for the TSS and one for page tables that VT-x needs to run real mode: KVM API, 4.36 and 4.43.
+// They lie in the hole, away from RAM, the I/O APIC (0xfec00000) and the local APIC (0xfee00000).
+constexpr uint64_t kIdentityMapGpa = 0xfeff'c000;
+constexpr uint64_t kTssGpa = 0xfeff'd000;
+
+// From this many vCPUs on APIC ids need more than the 8 bits of xAPIC (255 is the broadcast id).
+constexpr uint32_t kFirstWideApicId = 255;
+
+Error ioctl_failed(const char* name) {
+  return system_error("start VM", name, errno);
+}
+
+} // namespace
+
+std::expected<KvmVm, Error> KvmVm::create(const KvmSystem& system, uint32_t cpus, const GuestMemory& memory) {
+  auto fd = system.create_vm();
+  if (!fd)
+    return std::unexpected(fd.error());
+  KvmVm vm(std::move(*fd));
+  if (auto made = vm.create_controllers(system, cpus); !made)
+    return std::unexpected(made.error());
+  if (auto added = vm.add_memory(memory); !added)
+    return std::unexpected(added.error());
+  if (auto remembered = vm.remember(); !remembered)
+    return std::unexpected(remembered.error());
+  return vm;
+}
+
+std::expected<void, Error> KvmVm::create_controllers(const KvmSystem& system, uint32_t cpus) {
+  uint64_t identity_map = kIdentityMapGpa;
+  if (system.capability(KVM_CAP_SET_IDENTITY_MAP_ADDR) != 0 &&
+      ::ioctl(fd_.get(), KVM_SET_IDENTITY_MAP_ADDR, &identity_map) != 0)
+    return std::unexpected(ioctl_failed("KVM_SET_IDENTITY_MAP_ADDR"));
+  if (system.capability(KVM_CAP_SET_TSS_ADDR) != 0 && ::ioctl(fd_.get(), KVM_SET_TSS_ADDR, kTssGpa) != 0)
+    return std::unexpected(ioctl_failed("KVM_SET_TSS_ADDR"));
+  if (::ioctl(fd_.get(), KVM_CREATE_IRQCHIP, 0) != 0)
+    return std::unexpected(ioctl_failed("KVM_CREATE_IRQCHIP"));
+  if (cpus >= kFirstWideApicId) {
+    kvm_enable_cap wide{};
+    wide.cap = KVM_CAP_X2APIC_API;
+    wide.args[0] = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+    if (::ioctl(fd_.get(), KVM_ENABLE_CAP, &wide) != 0)
+      return std::unexpected(ioctl_failed("KVM_CAP_X2APIC_API"));
+  }
+  if (system.capability(KVM_CAP_PIT2) != 0 && system.capability(KVM_CAP_PIT_STATE2) != 0) {
+    kvm_pit_config pit{};
+    pit.flags = KVM_PIT_SPEAKER_DUMMY; // port 0x61, whose bits guests calibrate their TSC with
+    if (::ioctl(fd_.get(), KVM_CREATE_PIT2, &pit) != 0)
+      return std::unexpected(ioctl_failed("KVM_CREATE_PIT2"));
+    initial_.pit.emplace();
+  }
+  return {};
+}
+
+std::expected<void, Error> KvmVm::add_memory(const GuestMemory& memory) const {
+  uint32_t number = 0;
+  for (const MemorySlot& slot : memory.slots()) {
+    kvm_userspace_memory_region region{};
+    region.slot = number++;
+    region.guest_phys_addr = slot.base.value;
+    region.memory_size = slot.size_bytes;
+    region.userspace_addr = reinterpret_cast<uintptr_t>(slot.host);
+    if (::ioctl(fd_.get(), KVM_SET_USER_MEMORY_REGION, &region) != 0)
+      return std::unexpected(ioctl_failed("KVM_SET_USER_MEMORY_REGION"));
+  }
+  return {};
+}
+
+std::expected<void, Error> KvmVm::remember() {
+  for (uint32_t chip = 0; chip < initial_.irqchips.size(); ++chip) {
+    initial_.irqchips[chip].chip_id = chip;
+    if (::ioctl(fd_.get(), KVM_GET_IRQCHIP, &initial_.irqchips[chip]) != 0)
+      return std::unexpected(ioctl_failed("KVM_GET_IRQCHIP"));
+  }
+  if (initial_.pit && ::ioctl(fd_.get(), KVM_GET_PIT2, &*initial_.pit) != 0)
+    return std::unexpected(ioctl_failed("KVM_GET_PIT2"));
+  return {};
+}
+
+std::expected<void, Error> KvmVm::reset() const {
+  for (kvm_irqchip chip : initial_.irqchips)
+    if (::ioctl(fd_.get(), KVM_SET_IRQCHIP, &chip) != 0)
+      return std::unexpected(ioctl_failed("KVM_SET_IRQCHIP"));
+  if (initial_.pit) {
+    kvm_pit_state2 pit = *initial_.pit;
+    if (::ioctl(fd_.get(), KVM_SET_PIT2, &pit) != 0)
+      return std::unexpected(ioctl_failed("KVM_SET_PIT2"));
+  }
+  return {};
+}
+
+std::expected<UniqueFd, Error> KvmVm::create_vcpu(uint32_t cpu) const {
+  const int fd = ::ioctl(fd_.get(), KVM_CREATE_VCPU, static_cast<unsigned long>(cpu));
+  if (fd < 0)
+    return std::unexpected(ioctl_failed("KVM_CREATE_VCPU"));
+  return UniqueFd(fd);
+}
+
+void KvmVm::set_irq_line(uint32_t gsi, bool level) const noexcept {
+  kvm_irq_level line{};
+  line.irq = gsi;
+  line.level = level ? 1 : 0;
+  // It fails for a number that no controller has, which our devices do not use.
+  (void)::ioctl(fd_.get(), KVM_IRQ_LINE, &line);
+}
+
+} // namespace stopvisor::vmm

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loop, and why no kick is lost in it.
+//
+//   somebody else                       this thread
+//   -------------                       -----------
+//   Q  queue work (or ending := true)   C  immediate_exit := 0
+//   S  signal this thread               L  look: work? ending?     yes: serve it, go back to C
+//                                       E  KVM_RUN                 returns at once where immediate_exit is 1
+//
+// The handler sets immediate_exit on this thread, so that the signal lands at one point of this thread's program
+// order, and Q has happened before S:
+//   S lands before C    C wipes the flag, but L comes later and sees Q
+//   S lands in C .. L   L may or may not see Q; the flag stays set in any case, and E returns at once
+//   S lands in L .. E   the flag is set: E returns at once
+//   S lands in E        KVM_RUN returns EINTR
+// Were C and L the other way round, a signal between them would be wiped out with the work unseen, and the guest
+// would run on. Were the flag written by the signalling thread, its write could land before C with the signal's
+// effect spent: the same hole. (kernel commit 460df4c1fc7c; KVM API, 5, immediate_exit)
+#include "vmm/vcpu_thread.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <system_error>
+#include <utility>
+
+#include "vmm/exit_report.h"
+#include "vmm/kick_signal.h"
+
+namespace stopvisor::vmm {
+namespace {
+
+// Whose exit is being served on this thread.
+constinit thread_local VcpuThread* t_current = nullptr;
+
+} // namespace
+
+VcpuThread::VcpuThread(uint32_t cpu, KvmVcpu vcpu, VcpuSurroundings around)
+    : cpu_(cpu), vcpu_(std::move(vcpu)), around_(std::move(around)) {}
+
+VcpuThread::~VcpuThread() {
+  join();
+}
+
+std::expected<void, Error> VcpuThread::start() {
+  try {
+    thread_ = std::thread([this] { run(); });
+  } catch (const std::system_error& error) {
+    return std::unexpected(
+        Error{"start VM", "vCPU " + std::to_string(cpu_), error.code().message(), Status::kFailed});
+  }
+  // acquire: pairs with run(). From here on a kick finds the thread; works are queued only after this (unpark), so
+  // that there is no work whose kick went nowhere.
+  stage_.wait(kNotStarted, std::memory_order_acquire);
+  return {};
+}
+
+void VcpuThread::join() {
+  if (!thread_.joinable())
+    return;
+  // A kick cannot be lost by the protocol, but a host may lose a signal (a debugger that swallows it). The stopper
+  // kicks again for its works; here we do for the end of the VM.
+  constexpr std::chrono::milliseconds kKickAgain{20};
+  while (stage_.load(std::memory_order_acquire) != kLeft) { // pairs with run()
+    stopper::FutexPlatform::wait(stage_, kRuns, stopper::Clock::now() + kKickAgain);
+    if (stage_.load(std::memory_order_acquire) != kLeft) // the same
+      kick();
+  }
+  thread_.join();
+}
+
+void VcpuThread::kick() noexcept {
+  around_.hooks.at(VcpuPoint::kBeforeSignal, cpu_);
+  // G1, acq_rel: all changes of gate_ are read-modify-writes, so that they have one order. Either this one comes
+  // before the thread's own look at gate_, which then sees the work too; or after it, and the wait has a new value.
+  if ((gate_.fetch_add(kOneKick, std::memory_order_acq_rel) & kGateOpen) == 0)
+    stopper::FutexPlatform::wake_all(gate_);
+  const pid_t tid = tid_.load(std::memory_order_acquire); // pairs with run()
+  if (tid != 0 && !around_.hooks.drop_signal(cpu_))
+    send_kick(tid);
+}
+
+void VcpuThread::open_gate() noexcept {
+  gate_.fetch_or(kGateOpen, std::memory_order_acq_rel); // G1
+  stopper::FutexPlatform::wake_all(gate_);
+}
+
+// Waits until guest code may run, taking part in stops meanwhile. A kick raises gate_, so that it is seen here
+// without a signal; signals are taken too, and do nothing but end the futex wait.
+void VcpuThread::wait_at_gate() noexcept {
+  for (;;) {
+    const uint32_t seen = gate_.load(std::memory_order_acquire); // G1: before the look at the queue
+    if (around_.machine.should_run(cpu_)) {
+      run_works();
+      continue;
+    }
+    if ((seen & kGateOpen) != 0 || around_.life.ending())
+      return;
+    stopper::FutexPlatform::wait(gate_, seen, stopper::kForever);
+  }
+}
+
+void VcpuThread::run() noexcept {
+  char name[16];
+  std::snprintf(name, sizeof name, "vcpu/%u", cpu_);
+  ::pthread_setname_np(::pthread_self(), name);
+  t_current = this;
+  around_.machine.bind_thread(cpu_);
+  accept_kicks(&vcpu_.run());
+  tid_.store(::gettid(), std::memory_order_release); // pairs with kick()
+  stage_.store(kRuns, std::memory_order_release);    // pairs with start()
+  stage_.notify_all();
+
+  loop();
+
+  // Out for good. Works that were queued up to here are executed first, since their stop waits for us; from then on
+  // a stop does without this vCPU. No kick is needed any more.
+  around_.machine.park(cpu_);
+  tid_.store(0,
+             std::memory_order_release); // pairs with kick(): which may still send a last signal, see send_kick()
+  accept_kicks(nullptr);
+  around_.machine.unbind_thread();
+  t_current = nullptr;
+  stage_.store(kLeft, std::memory_order_release); // pairs with join()
+  stopper::FutexPlatform::wake_all(stage_);
+}
+
+void VcpuThread::loop() noexcept {
+  while (!around_.life.ending()) {
+    vcpu_.set_immediate_exit(false); // C
+    // Keeps the compiler from moving C below L; the CPU runs a handler between two of its own instructions. This is
+    // about one thread and its handler, so a signal fence: nothing between threads rests on it.
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    at(VcpuPoint::kAfterClear);
+    if (around_.machine.should_run(cpu_)) { // L
+      run_works();
+      continue;
+    }
+    if (around_.life.ending()) // L
+      return;
+    // relaxed: only this thread shuts the gate, and wait_at_gate() looks again.
+    if ((gate_.load(std::memory_order_relaxed) & kGateOpen) == 0) {
+      wait_at_gate();
+      continue; // a signal may have set immediate_exit meanwhile: once round
+    }
+    at(VcpuPoint::kAfterCheck);
+    enter_guest(); // E
+    at(VcpuPoint::kBeforeClear);
+  }
+}
+
+void VcpuThread::enter_guest() noexcept {
+  incomplete_ = false; // KVM finishes the instruction as it enters
+  const int error = vcpu_.enter();
+  const uint32_t reason = error == 0 ? vcpu_.run().exit_reason : uint32_t{KVM_EXIT_INTR};
+  activity_ = reason;
+  // relaxed, all three: counters to look at, which publish nothing.
+  last_exit_.store(reason, std::memory_order_relaxed);
+  exits_.store(exits_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  if (around_.machine.should_run(cpu_)) {
+    around_.machine.note_out(cpu_, reason);
+    noted_out_ = true;
+  }
+  at(VcpuPoint::kOutOfRun);
+  // EINTR: kicked. EAGAIN: a vCPU that waits for INIT/SIPI has been woken (KVM API, 4.10).
+  if (error == EINTR || error == EAGAIN)
+    return;
+  if (error != 0)
+    return fail(EndKind::kVmmError, std::string("KVM_RUN failed: ") + std::strerror(error));
+  serve_exit();
+  serve_request();
+}
+
+// Everything queued for this vCPU, the length of a stop included.
+void VcpuThread::run_works() noexcept {
+  finish_instruction(); // before the stop is acknowledged: registers and devices are one state then
+  serve_request();
+  if (!noted_out_)
+    around_.machine.note_out(cpu_, activity_);
+  noted_out_ = false;
+  around_.machine.run_works(cpu_);
+  vcpu_.note_guest_paused();
+}
+
+// Rule 2. An exit for I/O or MMIO comes in the middle of an instruction: its result goes into registers, and RIP
+// moves on, when KVM_RUN is entered again. With immediate_exit set KVM does just that and comes back (KVM API, 5,
+// on KVM_EXIT_IO). A string instruction may need several accesses: each is served, and the next asked for.
+void VcpuThread::finish_instruction() noexcept {
+  while (incomplete_) {
+    incomplete_ = false;
+    vcpu_.set_immediate_exit(true); // cleared at the top of the loop, which then looks for work again
+    const int error = vcpu_.enter();
+    if (error == 0)
+      serve_exit();
+    else if (error != EINTR && error != EAGAIN)
+      fail(EndKind::kVmmError, std::string("KVM_RUN failed: ") + std::strerror(error));
+  }
+}
+
+void VcpuThread::serve_exit() noexcept {
+  switch (vcpu_.run().exit_reason) {
+  case KVM_EXIT_IO:
+    return serve_io();
+  case KVM_EXIT_MMIO:
+    return serve_mmio();
+  case KVM_EXIT_HLT: // the in-kernel APIC waits for the interrupt itself; without a wait a guest may wake any time
+  case KVM_EXIT_INTR:
+  case KVM_EXIT_IRQ_WINDOW_OPEN:
+    return;
+  case KVM_EXIT_SYSTEM_EVENT:
+    return serve_system_event();
+  case KVM_EXIT_SHUTDOWN:
+    return fail(EndKind::kTripleFault, describe_exit(vcpu_.run()));
+  default:
+    return fail(EndKind::kVmmError, describe_exit(vcpu_.run()));
+  }
+}
+
+// `count` accesses of `size` bytes to one port: more than one for string instructions (KVM API, 5).
+void VcpuThread::serve_io() noexcept {
+  const auto& io = vcpu_.run().io;
+  std::span<std::byte> data = vcpu_.io_data();
+  const uint16_t port = io.port;
+  const size_t size = io.size;
+  const bool out = io.direction == KVM_EXIT_IO_OUT;
+  for (; size != 0 && data.size() >= size; data = data.subspan(size)) {
+    if (out)
+      around_.ports.write(port, data.first(size));
+    else
+      around_.ports.read(port, data.first(size));
+  }
+  incomplete_ = true;
+}
+
+void VcpuThread::serve_mmio() noexcept {
+  auto& mmio = vcpu_.run().mmio;
+  const size_t length = std::min<size_t>(mmio.len, sizeof mmio.data);
+  const auto data = std::as_writable_bytes(std::span(mmio.data)).first(length);
+  if (mmio.is_write != 0)
+    around_.mmio.write(mmio.phys_addr, data);
+  else
+    around_.mmio.read(mmio.phys_addr, data);
+  incomplete_ = true;
+}
+
+void VcpuThread::serve_system_event() noexcept {
+  switch (vcpu_.run().system_event.type) {
+  case KVM_SYSTEM_EVENT_SHUTDOWN:
+    request_ = GuestRequest::kPowerOff;
+    return;
+  case KVM_SYSTEM_EVENT_RESET:
+    request_ = GuestRequest::kReset;
+    return;
+  case KVM_SYSTEM_EVENT_CRASH:
+    request_ = GuestRequest::kCrash;
+    return;
+  default:
+    return fail(EndKind::kVmmError, describe_exit(vcpu_.run()));
+  }
+}
+
+void VcpuThread::request_from_current(GuestRequest request) noexcept {
+  if (t_current != nullptr)
+    t_current->request_ = request;
+}
+
+// Acts on what the guest asked for by the exit that was served. It runs no further guest code.
+void VcpuThread::serve_request() noexcept {
+  switch (std::exchange(request_, GuestRequest::kNone)) {
+  case GuestRequest::kNone:
+    return;
+  case GuestRequest::kPowerOff:
+    return around_.life.end({EndKind::kPowerOff, ""});
+  case GuestRequest::kReset:
+    // Shut before the request is made: the reset opens it, and may come at once. G1.
+    gate_.fetch_and(~kGateOpen, std::memory_order_acq_rel);
+    return around_.life.request_reset();
+  case GuestRequest::kCrash:
+    finish_instruction();
+    return fail(EndKind::kCrash, "the guest reported a crash", around_.crash_note());
+  }
+}
+
+// Ends the VM with a report of this vCPU. The caller returns to the loop, which leaves.
+void VcpuThread::fail(EndKind kind, const std::string& reason, const std::string& note) noexcept {
+  around_.life.end({kind, fatal_report(cpu_, reason, vcpu_.registers(), around_.memory) + note});
+}
+
+std::string VcpuThread::last_exit() const {
+  const uint32_t reason = last_exit_.load(std::memory_order_relaxed); // a value by itself
+  return reason == kNoExit ? "" : exit_name(reason);
+}
+
+} // namespace stopvisor::vmm

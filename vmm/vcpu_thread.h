@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host thread of one vCPU: it runs the guest, serves its exits, and is its participant in every stop.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <expected>
+#include <functional>
+#include <string>
+#include <thread>
+
+#include "stopper/native.h"
+#include "vmm/bus.h"
+#include "vmm/error.h"
+#include "vmm/guest_memory.h"
+#include "vmm/guest_request.h"
+#include "vmm/kvm_vcpu.h"
+#include "vmm/test_hooks.h"
+#include "vmm/vm_life.h"
+
+namespace stopvisor::vmm {
+
+// What the threads of one VM share; all of it outlives them.
+struct VcpuSurroundings {
+  stopper::StopMachine& machine;
+  const Bus& ports;
+  const Bus& mmio;
+  const GuestMemory& memory;
+  const VcpuHookPoint& hooks;
+  VmLife& life;
+  std::function<std::string()> crash_note; // lines to add to the report of a crash the guest reported
+};
+
+class VcpuThread {
+public:
+  VcpuThread(uint32_t cpu, KvmVcpu vcpu, VcpuSurroundings around);
+  ~VcpuThread(); // joins; the VM is ending then
+  VcpuThread(const VcpuThread&) = delete;
+  VcpuThread& operator=(const VcpuThread&) = delete;
+
+  // Makes the thread, and returns once it can be kicked. It runs no guest code before open_gate(), but takes part
+  // in stops. CONTEXT: once; blocks shortly. RETURNS: kFailed where the host has no more threads.
+  [[nodiscard]] std::expected<void, Error> start();
+  // Lets it run guest code. CONTEXT: any thread, does not block.
+  void open_gate() noexcept;
+  // CONTEXT: not a vCPU thread; blocks until the thread has left, which it does when the VM ends.
+  void join();
+
+  // Makes the thread look at its queue and at VmLife::ending(). CONTEXT: any thread, does not block; harmless where
+  // the thread does not exist yet, or no more.
+  void kick() noexcept;
+
+  // A device passes on what the guest asked for. CONTEXT: the thread of the vCPU that is being served, else it is
+  // lost.
+  static void request_from_current(GuestRequest request) noexcept;
+
+  // Live values, each by itself. CONTEXT: any thread.
+  [[nodiscard]] pid_t thread_id() const noexcept { return tid_.load(std::memory_order_acquire); } // 0: not running
+  [[nodiscard]] uint64_t exits() const noexcept { return exits_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::string last_exit() const; // "" before the first
+
+  [[nodiscard]] const KvmVcpu& vcpu() const noexcept { return vcpu_; }
+
+private:
+  static constexpr uint32_t kGateOpen = 1; // bit 0 of gate_; the rest counts kicks
+  static constexpr uint32_t kOneKick = 2;
+  static constexpr uint32_t kNoExit = ~0u;
+  enum Stage : uint32_t { kNotStarted, kRuns, kLeft };
+
+  void run() noexcept;
+  void loop() noexcept;
+  void wait_at_gate() noexcept;
+  void run_works() noexcept;
+  void enter_guest() noexcept;
+  void serve_exit() noexcept;
+  void serve_io() noexcept;
+  void serve_mmio() noexcept;
+  void serve_system_event() noexcept;
+  void serve_request() noexcept;
+  void finish_instruction() noexcept;
+  void fail(EndKind kind, const std::string& reason, const std::string& note = {}) noexcept;
+  void at(VcpuPoint point) const noexcept { around_.hooks.at(point, cpu_); }
+
+  const uint32_t cpu_;
+  const KvmVcpu vcpu_;
+  const VcpuSurroundings around_;
+
+  // The thread's own:
+  bool incomplete_ = false; // an I/O or MMIO exit was served, KVM has not finished the instruction (rule 2)
+  bool noted_out_ = false;  // note_out() was called for the works to come
+  uint32_t activity_ = kNoExit;
+  GuestRequest request_ = GuestRequest::kNone;
+
+  // Written by the thread, read by anybody:
+  std::atomic<uint32_t> stage_{kNotStarted};
+  std::atomic<pid_t> tid_{0};
+  std::atomic<uint64_t> exits_{0};
+  std::atomic<uint32_t> last_exit_{kNoExit};
+  // Written by anybody:
+  std::atomic<uint32_t> gate_{0};
+
+  std::thread thread_;
+};
+
+} // namespace stopvisor::vmm

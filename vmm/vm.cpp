@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/vm.h"
+
+#include <utility>
+
+#include "vmm/vm_parts.h"
+
+namespace stopvisor::vmm {
+
+Vm::Vm(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+Vm::~Vm() {
+  request_end({EndKind::kRequested, ""});
+  parts_->join();
+}
+
+std::expected<void, Error> Vm::start() {
+  auto started = parts_->start();
+  if (!started) {
+    request_end({EndKind::kVmmError, started.error().message() + "\n"});
+    parts_->join();
+  }
+  return started;
+}
+
+VmEnd Vm::wait_for_end() {
+  parts_->life.await_end();
+  parts_->join();
+  return parts_->life.reason();
+}
+
+void Vm::request_end(VmEnd end) noexcept {
+  parts_->life.end(std::move(end));
+}
+
+std::expected<void, Error> Vm::press_power_button() {
+  if (const VmState now = state(); now == VmState::kCreated || now == VmState::kEnded)
+    return std::unexpected(Error{"shutdown", config().name, "the VM is not running", Status::kFailed});
+  parts_->power.press();
+  return {};
+}
+
+const VmConfig& Vm::config() const noexcept {
+  return parts_->config;
+}
+
+VmState Vm::state() const noexcept {
+  if (parts_->life.ending())
+    return VmState::kEnded;
+  if (!parts_->started.load(std::memory_order_acquire)) // pairs with Parts::start()
+    return VmState::kCreated;
+  return parts_->stops.holds() != 0 ? VmState::kHeld : VmState::kRunning;
+}
+
+uint32_t Vm::cpu_count() const noexcept {
+  return parts_->config.cpus;
+}
+
+VcpuStatus Vm::vcpu_status(uint32_t cpu) const {
+  if (cpu >= parts_->vcpus.size())
+    return {};
+  const VcpuThread& vcpu = *parts_->vcpus[cpu];
+  return {cpu, vcpu.thread_id(), vcpu.exits(), vcpu.last_exit()};
+}
+
+uint64_t Vm::resets() const noexcept {
+  return parts_->resets.load(std::memory_order_relaxed);
+} // a counter by itself
+
+DoorbellCounts Vm::doorbell_counts() const {
+  return parts_->doorbell.total();
+}
+DoorbellCounts Vm::doorbell_counts(uint32_t cpu) const {
+  return parts_->doorbell.counts(cpu);
+}
+
+const GuestMemory& Vm::memory() const noexcept {
+  return parts_->memory;
+}
+const std::vector<std::byte>& Vm::device_tree() const noexcept {
+  return parts_->device_tree;
+}
+stopper::StopService& Vm::stops() noexcept {
+  return parts_->stops;
+}
+stopper::StopMachine& Vm::stop_machine() noexcept {
+  return parts_->machine;
+}
+
+std::expected<Registers, Error> Vm::registers(uint32_t cpu) const {
+  if (cpu >= parts_->vcpus.size())
+    return std::unexpected(
+        Error{"registers", config().name,
+              "no vCPU " + std::to_string(cpu) + ": it has 0 to " + std::to_string(parts_->vcpus.size() - 1),
+              Status::kUsage});
+  return parts_->vcpus[cpu]->vcpu().registers();
+}
+
+Error Vm::explain(const std::string& operation, const stopper::StopError& error) const {
+  return parts_->explain(operation, error);
+}
+
+void Vm::use_hooks(VcpuHooks* hooks) noexcept {
+  parts_->hooks.install(hooks);
+}
+
+} // namespace stopvisor::vmm

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a VM is started from: its kernel, initrd and command line, put into memory at the start and at each reset.
+#pragma once
+
+#include <cstddef>
+#include <expected>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "vmm/boot/file.h"
+#include "vmm/boot/pvh.h"
+#include "vmm/error.h"
+#include "vmm/guest_memory.h"
+#include "vmm/vm.h"
+
+namespace stopvisor::vmm {
+
+// The files of a configuration, read whole; a reset reads them again rather than keeping a copy all along.
+class BootFiles {
+public:
+  // With no kernel in `config` it is the built-in probe guest. RETURNS: as read_file().
+  [[nodiscard]] static std::expected<BootFiles, Error> read(const VmConfig& config);
+
+  [[nodiscard]] std::span<const std::byte> kernel() const noexcept;
+  [[nodiscard]] std::span<const std::byte> initrd() const noexcept;
+
+private:
+  std::optional<FileBytes> kernel_;
+  std::optional<FileBytes> initrd_;
+};
+
+// The command line the guest is given: the probe guest is told how many vCPUs to start, unless it was already.
+[[nodiscard]] std::string boot_cmdline(const VmConfig& config);
+
+// The flattened device tree of this machine (machine_description.h). RETURNS: as describe_machine(), initrd_gpa().
+[[nodiscard]] std::expected<std::vector<std::byte>, Error>
+describe_vm(const VmConfig& config, const GuestMemory& memory, bool has_pit, const BootFiles& files);
+
+// Loads all of it into `memory`, which reads as zeros. RETURNS: as load_pvh().
+[[nodiscard]] std::expected<BootEntry, Error> load_vm(const VmConfig& config, GuestMemory& memory,
+                                                      const BootFiles& files,
+                                                      std::span<const std::byte> device_tree);
+
+} // namespace stopvisor::vmm

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a Vm is made of, in the order in which the parts depend on each other. Private to vm*.cpp.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "stopper/native.h"
+#include "vmm/bus.h"
+#include "vmm/console_input.h"
+#include "vmm/devices/doorbell.h"
+#include "vmm/devices/power.h"
+#include "vmm/devices/reset_port.h"
+#include "vmm/devices/serial16550.h"
+#include "vmm/kvm_system.h"
+#include "vmm/kvm_vcpu_state.h"
+#include "vmm/kvm_vm.h"
+#include "vmm/serial_output.h"
+#include "vmm/terminal.h"
+#include "vmm/test_hooks.h"
+#include "vmm/vcpu_thread.h"
+#include "vmm/vm.h"
+#include "vmm/vm_life.h"
+
+namespace stopvisor::vmm {
+
+struct Vm::Parts final : private stopper::Kick {
+  Parts(VmConfig its_config, KvmSystem its_system, GuestMemory its_memory, KvmVm its_kvm,
+        std::unique_ptr<SerialOutput> its_output);
+  ~Parts() override;
+  Parts(const Parts&) = delete;
+  Parts& operator=(const Parts&) = delete;
+
+  [[nodiscard]] std::expected<void, Error> attach_devices();
+  [[nodiscard]] std::expected<void, Error> make_vcpus();
+  // Puts the boot files into fresh memory, and vCPU 0 at their entry.
+  [[nodiscard]] std::expected<void, Error> load(const class BootFiles& files, std::span<const std::byte> tree);
+
+  // Makes threads, takes the start-up hold where one is wanted, opens the gates.
+  [[nodiscard]] std::expected<void, Error> start();
+  [[nodiscard]] std::expected<void, Error> start_console();
+  // Joins everything that start() made. CONTEXT: after life.end().
+  void join();
+  // The reset thread: makes resets until the VM ends.
+  void serve_resets() noexcept;
+  [[nodiscard]] std::expected<void, Error> reset();
+  [[nodiscard]] std::expected<void, Error> reset_held(const class BootFiles& files,
+                                                      std::span<const std::byte> tree);
+  // What the probe guest says of its crash; empty for other guests.
+  [[nodiscard]] std::string crash_note() const;
+  [[nodiscard]] Error explain(const std::string& operation, const stopper::StopError& error) const;
+
+  // stopper::Kick
+  void kick(stopper::CpuId cpu) noexcept override { vcpus[cpu]->kick(); }
+  // The VM ends: everybody is let go, and looks.
+  void let_out() noexcept;
+
+  const VmConfig config;
+  const KvmSystem system;
+  GuestMemory memory;
+  const KvmVm kvm;
+  VcpuHookPoint hooks;
+
+  const std::unique_ptr<SerialOutput> output; // null: nobody reads the serial port
+  Serial16550 serial;
+  PowerDevice power;
+  Doorbell doorbell;
+  KeyboardResetPort keyboard_reset;
+  ResetControlPort reset_control;
+  Bus ports;
+  Bus mmio;
+  std::vector<std::byte> device_tree;
+
+  VmLife life;
+  stopper::StopMachine machine;
+  stopper::StopService stops;
+  std::vector<VcpuState> initial;                 // of each vCPU, before the kernel's entry is set
+  std::vector<std::unique_ptr<VcpuThread>> vcpus; // fixed once made
+
+  std::atomic<bool> started{false};
+  std::atomic<uint64_t> resets{0};
+  std::mutex join_lock; // taken by whoever waits for the end; guards what follows after start()
+  std::optional<RawTerminal> terminal;
+  std::unique_ptr<ConsoleInput> console;
+  std::thread reset_thread;
+};
+
+} // namespace stopvisor::vmm

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// A VM's threads: how they are started, and how everything ends.
+#include <unistd.h>
+
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "guest/probe_abi.h"
+#include "vmm/vm_parts.h"
+
+namespace stopvisor::vmm {
+
+std::expected<void, Error> Vm::Parts::start() {
+  if (life.ending())
+    return std::unexpected(Error{"start VM", config.name, "it was ended already", Status::kFailed});
+  for (const auto& vcpu : vcpus)
+    if (auto made = vcpu->start(); !made)
+      return made;
+  reset_thread = std::thread([this] { serve_resets(); });
+  if (auto made = start_console(); !made)
+    return made;
+  // Every thread exists and can be kicked: from here on they take part in stops. They wait at their gates, so that
+  // a hold taken now comes before the first guest instruction.
+  for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
+    if (auto on = machine.unpark(cpu); !on)
+      return std::unexpected(explain("start VM", on.error()));
+  if (config.start_held)
+    if (auto held = stops.acquire_hold(); !held)
+      return std::unexpected(explain("start VM", held.error()));
+  started.store(true, std::memory_order_release); // pairs with Vm::state()
+  for (const auto& vcpu : vcpus)
+    vcpu->open_gate();
+  return {};
+}
+
+std::expected<void, Error> Vm::Parts::start_console() {
+  if (config.serial != SerialTarget::kTerminal)
+    return {};
+  auto raw = RawTerminal::enter(STDIN_FILENO);
+  if (!raw)
+    return std::unexpected(raw.error());
+  terminal.emplace(std::move(*raw));
+  auto input =
+      ConsoleInput::start(STDIN_FILENO, serial, [this] { life.end({EndKind::kRequested, ""}); }, &*terminal);
+  if (!input)
+    return std::unexpected(input.error());
+  console = std::move(*input);
+  return {};
+}
+
+// CONTEXT: any thread, vCPU threads included. Nothing here waits for a vCPU thread.
+void Vm::Parts::let_out() noexcept {
+  stops.close(); // holds are given back; who asks for a stop from now on is told that the VM has ended
+  for (const auto& vcpu : vcpus)
+    vcpu->kick();
+}
+
+void Vm::Parts::join() {
+  const std::lock_guard guard(join_lock);
+  for (const auto& vcpu : vcpus)
+    vcpu->join();
+  if (reset_thread.joinable())
+    reset_thread.join();
+  console.reset();
+  terminal.reset();
+}
+
+std::string Vm::Parts::crash_note() const {
+  decltype(probe::Results::crash) crash{};
+  if (!config.kernel.empty() || !memory.read(Gpa{probe::kResultsGpa + offsetof(probe::Results, crash)},
+                                             std::as_writable_bytes(std::span(&crash, 1))))
+    return "";
+  char text[160];
+  std::snprintf(text, sizeof text,
+                "  the guest says: vCPU %" PRIu32 ", vector %" PRIu32 ", error code 0x%" PRIx64 ", rip 0x%" PRIx64
+                ", cr2 0x%" PRIx64 "\n",
+                crash.cpu, crash.vector, crash.error_code, crash.rip, crash.cr2);
+  return text;
+}
+
+Error Vm::Parts::explain(const std::string& operation, const stopper::StopError& error) const {
+  Error result{operation, config.name, stopper::to_string(error.code), Status::kFailed};
+  using enum stopper::StopErrc;
+  if (error.code == kDeadline || error.code == kBusy || error.code == kWorkInUse)
+    result.status = Status::kBusy;
+  const char* separator = ": ";
+  error.stragglers.for_each([&](stopper::CpuId cpu) {
+    if (cpu >= vcpus.size())
+      return;
+    const VcpuThread& vcpu = *vcpus[cpu];
+    const std::string last = vcpu.last_exit();
+    result.reason += std::exchange(separator, ", ") + std::string("vCPU ") + std::to_string(cpu) + " (thread " +
+                     std::to_string(vcpu.thread_id()) +
+                     (last.empty() ? ", no exit yet)" : ", last exit " + last + ")");
+  });
+  return result;
+}
+
+} // namespace stopvisor::vmm
