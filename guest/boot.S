@@ -87,11 +87,8 @@ start64:
 2:      cmpl    $PROBE_MAX_CPUS, %eax
         jae     park
         movl    %eax, %edi
-        shll    $14, %edi               // PROBE_CPU_BLOCK_BYTES
+        shll    $PROBE_CPU_BLOCK_SHIFT, %edi
         addl    $PROBE_CPU_BLOCKS_GPA, %edi // first argument: this vCPU's CpuBlock
-        leaq    PROBE_KERNEL_STACK_TOP(%rdi), %rdx
-        movq    %rdx, PROBE_BLOCK_TASK + 4(%rdi) // RSP0
-        movl    $PROBE_TASK_BYTES << 16, PROBE_BLOCK_TASK + 100(%rdi) // the port map follows the task state
         shll    $4, %eax
         addl    $PROBE_TSS_SELECTOR, %eax
         ltr     %ax
@@ -111,7 +108,20 @@ park:   cli
         hlt
         jmp     park
 
-// ---- Descriptor tables; descriptors.cpp fills in the task states and the gates --------------------------
+// ---- Task states: where each vCPU's CPL 0 stack is, and the port map (Intel SDM vol. 3, 8.7; vol. 1, 19.5.2)
+        .section .tasks, "aw", @progbits        // probe.ld puts it at PROBE_TASKS_GPA
+        .set    cpu, 0
+        .rept   PROBE_MAX_CPUS
+        .long   0
+        .quad   PROBE_CPU_BLOCKS_GPA + cpu * PROBE_CPU_BLOCK_BYTES + PROBE_KERNEL_STACK_TOP
+        .fill   11, 8, 0
+        .word   0, (PROBE_MAX_CPUS - cpu) * PROBE_TASK_BYTES
+        .set    cpu, cpu + 1
+        .endr
+        .fill   PROBE_PORT_MAP_BYTES, 1, 0
+        .byte   0xff
+
+// ---- Descriptor tables; gates.cpp fills in the gates -----------------------------------------------------
         .data
         .balign 8
         .globl  probe_gdt
@@ -124,10 +134,13 @@ probe_gdt:
         .quad   0x00cff3000000ffff      // 0x28 user data
         .quad   0x00affb000000ffff      // 0x30 user code, 64-bit
         .quad   0
-        .set    task, PROBE_CPU_BLOCKS_GPA + PROBE_BLOCK_TASK
-        .rept   PROBE_MAX_CPUS          // available 64-bit task states (Intel SDM vol. 3, 8.2.3), all below 16 MiB
-        .quad   PROBE_TASK_BYTES + PROBE_PORT_MAP_BYTES + (task << 16) + (0x89 << 40), 0
-        .set    task, task + PROBE_CPU_BLOCK_BYTES
+        // Available 64-bit task states (Intel SDM vol. 3, 8.2.3), all below 16 MiB; each reaches to the port map's end.
+        .set    cpu, 0
+        .rept   PROBE_MAX_CPUS
+        .set    base, PROBE_TASKS_GPA + cpu * PROBE_TASK_BYTES
+        .set    limit, (PROBE_MAX_CPUS - cpu) * PROBE_TASK_BYTES + PROBE_PORT_MAP_BYTES
+        .quad   limit + (base << 16) + (0x89 << 40), 0
+        .set    cpu, cpu + 1
         .endr
         .word   0
 gdt_pointer:

@@ -49,10 +49,26 @@ void start_epoch(SliceState& state, uint64_t epoch) {
   *const_cast<volatile uint64_t*>(&own.epoch) = epoch; // last: who sees it finds the counters zeroed
 }
 
-// vCPU 0 says once that everybody runs, and hears the power button.
-void attend(CpuBlock& block, bool& announced) {
-  if (!announced && __atomic_load_n(&results().cpus_running, __ATOMIC_RELAXED) >= results().cpus_present) {
-    announced = true;
+void print_banner(const Options& options) {
+  constexpr const char* kNames[kScenarioCount] = {" gap", " ledger", " code", " dirty", " io", " idle"};
+  print("stopvisor probe: ");
+  print_decimal(results().cpus_present);
+  print(" vCPUs, ");
+  print_decimal(results().memory_bytes >> 20);
+  print(" MiB, scenarios");
+  for (uint32_t bit = 0; bit < kScenarioCount; ++bit) {
+    if ((options.scenarios >> bit & 1) != 0)
+      print(kNames[bit]);
+  }
+  print(results().doorbell_present != 0 ? "\n" : ", no doorbell\n");
+}
+
+// The boot processor says once that everybody runs, and hears the power button.
+void attend(CpuBlock& block) {
+  if (block.boots == 0)
+    return;
+  if (block.announced == 0 && __atomic_load_n(&results().cpus_running, __ATOMIC_RELAXED) >= results().cpus_present) {
+    block.announced = 1;
     print("stopvisor probe: running\n");
   }
   if (block.button != 0) {
@@ -66,13 +82,13 @@ void attend(CpuBlock& block, bool& announced) {
 }
 
 [[noreturn]] void finish(CpuBlock& block) {
+  attend(block);
   set_phase(*block.results, CpuPhase::kPoweredOff);
   const uint32_t finished = __atomic_add_fetch(&g_finished, 1, __ATOMIC_ACQ_REL);
   if (finished == results().cpus_present)
     power_off();
-  for (bool announced = block.index != 0;;) {
-    if (block.index == 0)
-      attend(block, announced);
+  for (;;) {
+    attend(block);
     idle();
   }
 }
@@ -83,14 +99,14 @@ void run_slices(CpuBlock& block, const Options& options, const Memory& memory) {
   CpuResults& own = *block.results;
   SliceState state{.results = &own, .index = block.index, .memory = memory};
   const volatile Control& control = results().control;
-  bool announced = block.index != 0;
   uint32_t bit = 0;
   own.epoch = control.epoch;
   set_phase(own, CpuPhase::kRunning);
   __atomic_add_fetch(&results().cpus_running, 1, __ATOMIC_RELEASE);
+  if (block.boots != 0)
+    print_banner(options); // now that it delays nobody
   for (;;) {
-    if (block.index == 0)
-      attend(block, announced);
+    attend(block);
     if (const uint64_t epoch = control.epoch; epoch != own.epoch)
       start_epoch(state, epoch);
     const uint32_t chosen = control.scenarios & kAllScenarios;

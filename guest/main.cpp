@@ -29,12 +29,6 @@ void warn_unknown(const char* word, uint32_t length) {
   print("\n");
 }
 
-// Before this, the vCPU may use no port.
-void open_ports(CpuBlock& block) {
-  memset(block.port_map, 0, sizeof block.port_map);
-  block.port_map_end = 0xff;
-}
-
 uint32_t index_of(const CpuBlock* block) {
   return static_cast<uint32_t>((reinterpret_cast<uint64_t>(block) - PROBE_CPU_BLOCKS_GPA) / PROBE_CPU_BLOCK_BYTES);
 }
@@ -43,6 +37,8 @@ void claim_block(CpuBlock& block) {
   block.index = index_of(&block);
   block.results = reinterpret_cast<CpuResults*>(cpu_results_gpa(block.index));
   block.button = 0;
+  block.boots = 0;
+  block.announced = 0;
   block.results->apic_id = block.index;
   block.results->phase = static_cast<uint32_t>(CpuPhase::kStarting);
 }
@@ -58,20 +54,6 @@ void fill_results() {
   page.control.scenarios = g_options.scenarios;
   page.control.dirty_bytes = g_options.dirty_bytes < capacity ? g_options.dirty_bytes : capacity;
   page.control.dirty_rate = g_options.dirty_rate;
-}
-
-void print_banner() {
-  constexpr const char* kNames[] = {" gap", " ledger", " code", " dirty", " io", " idle"};
-  print("stopvisor probe: ");
-  print_decimal(results().cpus_present);
-  print(" vCPUs, ");
-  print_decimal(g_memory.total_bytes >> 20);
-  print(" MiB, scenarios");
-  for (uint32_t bit = 0; bit < 6; ++bit) {
-    if ((g_options.scenarios >> bit & 1) != 0)
-      print(kNames[bit]);
-  }
-  print(results().doorbell_present != 0 ? "\n" : ", no doorbell\n");
 }
 
 [[noreturn]] void enter_loop(CpuBlock& block) {
@@ -91,7 +73,6 @@ void probe_boot_cpu(stopvisor::probe::CpuBlock* block, const stopvisor::probe::S
   using namespace stopvisor::probe;
   static char text[2048];
   fill_gates();
-  open_ports(*block);
   serial_init();
   read_command_line(info, text, sizeof text);
   g_options = parse_command_line(text, warn_unknown);
@@ -104,11 +85,11 @@ void probe_boot_cpu(stopvisor::probe::CpuBlock* block, const stopvisor::probe::S
   route_power_button(block->index);
   if (g_options.cpus != 1)
     start_other_cpus();
-  print_banner(); // the others start meanwhile
   results().tsc_hz = tsc_hz_told();
   if (results().tsc_hz == 0)
     results().tsc_hz = measure_tsc_hz();
   *const_cast<volatile uint64_t*>(&results().magic) = kMagic;
+  block->boots = 1;
   block->button = 1; // look once: it may have been pressed before it was routed
   enter_loop(*block);
 }
@@ -117,7 +98,6 @@ void probe_application_cpu(stopvisor::probe::CpuBlock* block) {
   using namespace stopvisor::probe;
   if (g_options.cpus != 0 && index_of(block) >= g_options.cpus)
     kernel_call(KernelCall::kPark);
-  open_ports(*block);
   claim_block(*block);
   enter_loop(*block);
 }
