@@ -35,7 +35,9 @@ inline constexpr uint32_t kAllScenarios = 0x3f;
 
 // ---- Ledger ------------------------------------------------------------------------------------------
 // kLedgerWords 64-bit words, no two in one cache line, spread over kLedgerPages pages. The host writes
-// the same value to all of them in one stop; a reader that sees two values has seen a torn update.
+// the same value to all of them in one stop. A stop may fall into a reader's pass, which then sees old
+// words followed by new ones; a reader that sees the old value again after the new one has seen a torn update.
+// So no update may bring back the value before the last: count up.
 inline constexpr uint32_t kLedgerWords = 64;
 inline constexpr uint32_t kLedgerPages = 8;
 constexpr uint64_t ledger_word_gpa(uint32_t word) {
@@ -46,8 +48,8 @@ constexpr uint64_t ledger_word_gpa(uint32_t word) {
 // Each site is the function `movabs $imm64, %rax; ret` (48 b8 <8 bytes> c3). The guest writes the sites
 // at start-up with the value 0. The 8 immediate bytes straddle a page boundary at even sites and a
 // cache-line boundary (inside a page) at odd ones. A legal value has all 8 bytes equal; the host rewrites
-// all sites to one legal value in one stop. A caller that sees unequal bytes in a site, or two values in
-// one pass over the sites, has seen a torn rewrite.
+// all sites to one legal value in one stop. A caller that sees unequal bytes in a site, or an old
+// value again after a new one in one pass over the sites, has seen a torn rewrite.
 inline constexpr uint32_t kCodeSites = 16;
 inline constexpr uint32_t kCodeSiteBytes = 11;
 inline constexpr uint32_t kCodeImmediateOffset = 2;
@@ -109,8 +111,8 @@ struct alignas(64) CpuResults {
   uint64_t io_mmio_reads;
   uint64_t io_bad;           // answers that were not the last plus one
   uint64_t idle_wakeups;     // returns from HLT
-  uint64_t ledger_spanned;   // passes not judged: an update fell into them (word 0 changed meanwhile)
-  uint64_t code_spanned;     // the same of passes over the code sites (the value of site 0 changed)
+  uint64_t ledger_spanned;   // passes an atomic update fell into: old words, then new ones, never old again
+  uint64_t code_spanned;     // the same of passes over the code sites
 };
 
 // Written by the host, read by the guest.

@@ -2,14 +2,16 @@
 // code: calls functions that the host rewrites; each result is the old or the new one, never a mixture.
 //
 // One movabs is one instruction, so a stop cannot fall into it: unequal bytes are always a torn rewrite.
-// Two values in one pass are one only if site 0 did not change during the pass, for the reason given in
-// scenario_ledger.cpp.
+// A pass over all sites is judged as one over the ledger's words.
+#include "guest/one_update.h"
 #include "guest/scenarios.h"
 
 namespace stopvisor::probe {
 namespace {
 
-constexpr uint32_t kPasses = 64;
+constexpr uint32_t kPasses = 256;
+constexpr uint32_t kStride = 7; // odd: visits every site once
+static_assert(kCodeSites % 2 == 0);
 constexpr uint64_t kEveryByte = 0x0101'0101'0101'0101;
 
 // An honest call: the compiler does not know the address, and nothing remembers what it returned before.
@@ -26,21 +28,19 @@ inline bool mixed(uint64_t value) { return value != (value & 0xff) * kEveryByte;
 void code_slice(SliceState& state) {
   CpuResults& out = *state.results;
   for (uint32_t pass = 0; pass < kPasses; ++pass) {
-    const uint64_t first = call_site(0);
-    bool torn = mixed(first);
-    bool two_values = false;
-    for (uint32_t site = 1; site < kCodeSites; ++site) {
-      const uint64_t value = call_site(site);
-      torn |= mixed(value);
-      two_values |= value != first;
+    uint64_t values[kCodeSites + 1];
+    bool torn = false;
+    for (uint32_t i = 0; i <= kCodeSites; ++i) { // the last is site 0 again
+      values[i] = call_site(i * kStride % kCodeSites);
+      torn |= mixed(values[i]);
     }
-    const bool spanned = call_site(0) != first;
+    const Seen seen = judge(values);
     ++out.code_calls;
-    if (torn || (two_values && !spanned))
+    if (torn || seen == Seen::kTornUpdate)
       ++out.code_torn;
-    else if (spanned)
+    else if (seen == Seen::kAtomicUpdate)
       ++out.code_spanned;
-    out.code_last = first;
+    out.code_last = values[kCodeSites];
   }
 }
 
