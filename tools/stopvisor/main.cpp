@@ -17,7 +17,7 @@
 namespace stopvisor::tools {
 namespace {
 
-constexpr const char* kVersion = "0.1.0";
+constexpr const char* kVersion = STOPVISOR_VERSION; // from meson.build
 
 struct VerbEntry {
   const char* name;

@@ -79,7 +79,8 @@ public:
     }
     try {
       std::string text;
-      for (const Json& cpu : Json::parse(*answer).at("cpus"))
+      const Json document = Json::parse(*answer);
+      for (const Json& cpu : document.at("cpus"))
         text += (text.empty() ? "" : "\n") + registers_text(cpu);
       print_text(text);
     } catch (const Json::exception&) {

@@ -98,6 +98,15 @@ Json vcpus_document(const Vm& vm) {
   return list;
 }
 
+Json doorbell_document(const DoorbellCounts& counts) {
+  return {{"port_writes", counts.port_writes},
+          {"port_reads", counts.port_reads},
+          {"mmio_writes", counts.mmio_writes},
+          {"mmio_reads", counts.mmio_reads},
+          {"lost", counts.lost},
+          {"doubled", counts.doubled}};
+}
+
 ApiReply document_reply(const Json& document) {
   ApiReply reply;
   reply.body = document.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -123,10 +132,12 @@ ApiReply serve_status(ApiContext& context, const ApiRequest& request) {
                    {"memory_bytes", config.memory_bytes},
                    {"memory_backing", name_of(config.backing)},
                    {"kernel", config.kernel.empty() ? Json(nullptr) : Json(config.kernel)},
+                   {"resets", vm.resets()},
                    {"uptime_ms", milliseconds_between(context.started, HoldClock::now())},
                    {"holds", vm.stops().holds()}};
   document["holders"] = holders_document(context.holds);
   document["vcpus"] = vcpus_document(vm);
+  document["doorbell"] = doorbell_document(vm.doorbell_counts());
   document["last_stop"] = report_summary(vm.stop_machine().last_report());
   return document_reply(document);
 }
