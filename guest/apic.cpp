@@ -35,7 +35,9 @@ constexpr uint32_t kDivideByOne = 0xb;
 constexpr uint32_t kInit = 0xc'4500;    // INIT, assert, all excluding self
 constexpr uint32_t kStartUp = 0xc'4600; // start-up, assert, all excluding self
 
-volatile uint32_t& mmio(uint64_t gpa) { return *reinterpret_cast<volatile uint32_t*>(gpa); }
+volatile uint32_t& mmio(uint64_t gpa) {
+  return *reinterpret_cast<volatile uint32_t*>(gpa);
+}
 
 void write(uint32_t offset, uint32_t value) {
   if (probe_x2apic != 0)

@@ -36,6 +36,8 @@ static_assert(PROBE_PORT_MAP_BYTES * 8 == kDoorbellPortBase + 4 * kMaxCpus);
 static_assert(PROBE_HIGH_TABLES_GPA >= kCodeGpa + 0x20'0000);
 static_assert(PROBE_HIGH_TABLES_GPA + PROBE_HIGH_TABLES * 0x1000 <= kMinMemoryBytes);
 
-inline Results& results() { return *reinterpret_cast<Results*>(kResultsGpa); }
+inline Results& results() {
+  return *reinterpret_cast<Results*>(kResultsGpa);
+}
 
 } // namespace stopvisor::probe

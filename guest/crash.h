@@ -6,8 +6,6 @@
 
 namespace stopvisor::probe {
 
-inline constexpr uint32_t kCrashAsked = 0xffff'ffff; // vector of a crash that no exception caused
-
 struct Crash {
   uint32_t vector;
   uint64_t error_code;

@@ -30,18 +30,25 @@ inline uint64_t kernel_call(KernelCall call, uint64_t rdi = 0, uint64_t rsi = 0,
   uint64_t rax = static_cast<uint64_t>(call);
   register void* r8 asm("r8") = r8_pointer;
   // The callee clobbers what CPUID and RDMSR do, and pushes one address: there is no red zone.
-  asm volatile("call probe_kernel_call" : "+a"(rax), "+d"(rdx) : "D"(rdi), "S"(rsi), "r"(r8) : "rcx", "memory", "cc");
+  asm volatile("call probe_kernel_call"
+               : "+a"(rax), "+d"(rdx)
+               : "D"(rdi), "S"(rsi), "r"(r8)
+               : "rcx", "memory", "cc");
   return rdx << 32 | (rax & 0xffff'ffff);
 }
 
 // Waits in HLT, interrupts on, for the next interrupt.
-inline void idle() { kernel_call(KernelCall::kWaitForInterrupt); }
+inline void idle() {
+  kernel_call(KernelCall::kWaitForInterrupt);
+}
 
 inline void write_msr(uint32_t msr, uint64_t value) {
   kernel_call(KernelCall::kWriteMsr, msr, value & 0xffff'ffff, value >> 32);
 }
 
-inline uint64_t read_msr(uint32_t msr) { return kernel_call(KernelCall::kReadMsr, msr); }
+inline uint64_t read_msr(uint32_t msr) {
+  return kernel_call(KernelCall::kReadMsr, msr);
+}
 
 // CPUID as CPL 0 sees it: where CPL 3 runs natively, CPUID there may be the host's.
 inline CpuidLeaf cpuid(uint32_t leaf, uint32_t subleaf = 0) {

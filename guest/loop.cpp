@@ -63,13 +63,15 @@ void print_banner(const Options& options) {
   print(results().doorbell_present != 0 ? "\n" : ", no doorbell\n");
 }
 
-// The boot processor says once that everybody runs, and hears the power button.
-void attend(CpuBlock& block) {
+// The boot processor says once that everybody runs, and hears the power button. RETURNS whether that took time.
+bool attend(CpuBlock& block) {
   if (block.boots == 0)
-    return;
-  if (block.announced == 0 && __atomic_load_n(&results().cpus_running, __ATOMIC_RELAXED) >= results().cpus_present) {
+    return false;
+  if (block.announced == 0 &&
+      __atomic_load_n(&results().cpus_running, __ATOMIC_RELAXED) >= results().cpus_present) {
     block.announced = 1;
     print("stopvisor probe: running\n");
+    return true;
   }
   if (block.button != 0) {
     block.button = 0;
@@ -78,7 +80,9 @@ void attend(CpuBlock& block) {
       set_phase(*block.results, CpuPhase::kPoweredOff);
       power_off();
     }
+    return true;
   }
+  return false;
 }
 
 [[noreturn]] void finish(CpuBlock& block) {
@@ -93,6 +97,15 @@ void attend(CpuBlock& block) {
   }
 }
 
+// Where nobody told the number of vCPUs reliably, more may come than were expected.
+void count_running() {
+  const uint32_t running = __atomic_add_fetch(&results().cpus_running, 1, __ATOMIC_RELEASE);
+  uint32_t present = __atomic_load_n(&results().cpus_present, __ATOMIC_RELAXED);
+  while (present < running && !__atomic_compare_exchange_n(&results().cpus_present, &present, running, false,
+                                                           __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+}
+
 } // namespace
 
 void run_slices(CpuBlock& block, const Options& options, const Memory& memory) {
@@ -102,11 +115,12 @@ void run_slices(CpuBlock& block, const Options& options, const Memory& memory) {
   uint32_t bit = 0;
   own.epoch = control.epoch;
   set_phase(own, CpuPhase::kRunning);
-  __atomic_add_fetch(&results().cpus_running, 1, __ATOMIC_RELEASE);
+  count_running();
   if (block.boots != 0)
     print_banner(options); // now that it delays nobody
   for (;;) {
-    attend(block);
+    if (attend(block))
+      state.gap_last_tsc = 0;
     if (const uint64_t epoch = control.epoch; epoch != own.epoch)
       start_epoch(state, epoch);
     const uint32_t chosen = control.scenarios & kAllScenarios;

@@ -66,7 +66,8 @@ void fill_results() {
 } // namespace stopvisor::probe
 
 // CONTEXT: the entry points at CPL 3, called by boot.S with interrupts off.
-extern "C" [[noreturn]] void probe_boot_cpu(stopvisor::probe::CpuBlock* block, const stopvisor::probe::StartInfo* info);
+extern "C" [[noreturn]] void probe_boot_cpu(stopvisor::probe::CpuBlock* block,
+                                            const stopvisor::probe::StartInfo* info);
 extern "C" [[noreturn]] void probe_application_cpu(stopvisor::probe::CpuBlock* block);
 
 void probe_boot_cpu(stopvisor::probe::CpuBlock* block, const stopvisor::probe::StartInfo* info) {
@@ -83,14 +84,14 @@ void probe_boot_cpu(stopvisor::probe::CpuBlock* block, const stopvisor::probe::S
   write_code_sites();
   commit_boot_fault(*block, g_options.boot_fault);
   route_power_button(block->index);
-  if (g_options.cpus != 1)
-    start_other_cpus();
   results().tsc_hz = tsc_hz_told();
   if (results().tsc_hz == 0)
     results().tsc_hz = measure_tsc_hz();
-  *const_cast<volatile uint64_t*>(&results().magic) = kMagic;
   block->boots = 1;
   block->button = 1; // look once: it may have been pressed before it was routed
+  *const_cast<volatile uint64_t*>(&results().magic) = kMagic;
+  if (g_options.cpus != 1)
+    start_other_cpus(); // last: they may outnumber the cores and keep this one waiting
   enter_loop(*block);
 }
 

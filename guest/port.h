@@ -6,7 +6,9 @@
 
 namespace stopvisor::probe {
 
-inline void out8(uint16_t port, uint8_t value) { asm volatile("outb %0, %1" : : "a"(value), "Nd"(port) : "memory"); }
+inline void out8(uint16_t port, uint8_t value) {
+  asm volatile("outb %0, %1" : : "a"(value), "Nd"(port) : "memory");
+}
 
 inline uint8_t in8(uint16_t port) {
   uint8_t value;

@@ -25,9 +25,13 @@ constexpr uint32_t kAbsent = 0xffff'ffff;
 
 } // namespace
 
-void power_off() { end(kPowerOff, 0); }
+void power_off() {
+  end(kPowerOff, 0);
+}
 
-void power_crash() { end(kPowerCrash, 1); }
+void power_crash() {
+  end(kPowerCrash, 1);
+}
 
 bool take_power_button() {
   const uint32_t status = in32(kPowerPort);

@@ -14,7 +14,8 @@ namespace stopvisor::probe {
 // ---- Guest physical layout -------------------------------------------------------------------------
 // Everything lies below 16 MiB; a probe guest needs kMinMemoryBytes. The guest identity-maps all of its
 // memory and the doorbell page for CPL 3 (4-level paging, 2 MiB pages; 4 KiB pages where code is
-// rewritten).
+// rewritten). Its own: the image and, from 0x30'0000 to kLedgerGpa, one page of stacks for each vCPU; the
+// page at 0x8000 while vCPUs start; 0xc0'0000 to 0xc4'0000 for page tables of memory above 4 GiB.
 inline constexpr uint64_t kImageGpa = 0x10'0000;        // the PVH ELF, below kResultsGpa
 inline constexpr uint64_t kResultsGpa = 0x20'0000;      // struct Results
 inline constexpr uint64_t kLedgerGpa = 0x40'0000;       // kLedgerWords words, see ledger_word_gpa()
@@ -62,8 +63,10 @@ constexpr uint64_t code_site_gpa(uint32_t site) {
 // A vCPU writes its own sequence numbers 1, 2, 3, ...; the device counts every write that is not the last
 // plus one. A read returns how many reads of that register the device has served for that vCPU, counted
 // from 1; the guest counts every answer that is not the last plus one. A port and an MMIO register each
-// keep their own sequences. Reading kDoorbellSignaturePort tells whether the device is there at all.
-inline constexpr uint16_t kDoorbellSignaturePort = 0x5f0; // 4-byte read: kDoorbellSignature
+// keep their own sequences. The guest stores each counter right after the access: seen under a stop, the
+// device is level with CpuResults or one ahead. Reading kDoorbellSignaturePort tells whether the device is there at
+// all.
+inline constexpr uint16_t kDoorbellSignaturePort = 0x5f0;  // 4-byte read: kDoorbellSignature
 inline constexpr uint32_t kDoorbellSignature = 0x4c4c4542; // "BELL"
 inline constexpr uint16_t kDoorbellPortBase = 0x5000;      // + 4 * cpu, 4-byte accesses
 inline constexpr uint64_t kDoorbellMmioGpa = 0xd000'0000;  // + 0x40 * cpu
@@ -72,13 +75,13 @@ inline constexpr uint32_t kDoorbellMmioWrite = 0x00; // 8-byte write: sequence n
 inline constexpr uint32_t kDoorbellMmioRead = 0x08;  // 8-byte read: count of reads
 
 // ---- Power device: power-off, reset and the power button ---------------------------------------------
-inline constexpr uint16_t kPowerPort = 0x600;        // 4-byte accesses
-inline constexpr uint32_t kPowerOff = 1;             // write: power off, the VMM ends with status 0
-inline constexpr uint32_t kPowerReset = 2;           // write: reset
-inline constexpr uint32_t kPowerCrash = 3;           // write: the guest gives up, see Results::crash
-inline constexpr uint32_t kPowerButtonClear = 0x10;  // write: acknowledge the button
-inline constexpr uint32_t kPowerStatusButton = 1;    // read: bit 0, the button was pressed
-inline constexpr uint32_t kPowerGsi = 9;             // edge interrupt raised by the button
+inline constexpr uint16_t kPowerPort = 0x600;       // 4-byte accesses
+inline constexpr uint32_t kPowerOff = 1;            // write: power off, the VMM ends with status 0
+inline constexpr uint32_t kPowerReset = 2;          // write: reset
+inline constexpr uint32_t kPowerCrash = 3;          // write: the guest gives up, see Results::crash
+inline constexpr uint32_t kPowerButtonClear = 0x10; // write: acknowledge the button
+inline constexpr uint32_t kPowerStatusButton = 1;   // read: bit 0, the button was pressed
+inline constexpr uint32_t kPowerGsi = 9;            // edge interrupt raised by the button
 
 // ---- Results -----------------------------------------------------------------------------------------
 inline constexpr uint64_t kMagic = 0x31'45'42'4f'52'50'56'53; // "SVPROBE1", little endian
@@ -90,7 +93,7 @@ enum class CpuPhase : uint32_t { kOffline = 0, kStarting = 1, kRunning = 2, kPow
 // One vCPU's counters. Only that vCPU writes it, so no field needs an atomic access in the guest; the host
 // reads it under a stop, or live where a slightly old value does no harm.
 struct alignas(64) CpuResults {
-  uint32_t phase;            // CpuPhase
+  uint32_t phase; // CpuPhase
   uint32_t apic_id;
   uint64_t slices;           // scenario slices done: a heartbeat
   uint64_t epoch;            // the Control::epoch these counters belong to
@@ -98,35 +101,37 @@ struct alignas(64) CpuResults {
   uint64_t gap_max_ticks;
   uint64_t gap_reads;
   uint64_t gap_histogram[kGapBuckets];
-  uint64_t ledger_reads;     // passes over all ledger words
+  uint64_t ledger_reads; // passes over all ledger words
   uint64_t ledger_torn;
-  uint64_t ledger_last;      // last value seen
-  uint64_t code_calls;       // passes over all code sites
+  uint64_t ledger_last; // last value seen
+  uint64_t code_calls;  // passes over all code sites
   uint64_t code_torn;
   uint64_t code_last;
-  uint64_t dirty_pages;      // pages rewritten
-  uint64_t io_port_writes;   // last sequence number written
-  uint64_t io_port_reads;    // last count read
+  uint64_t dirty_pages;    // pages rewritten
+  uint64_t io_port_writes; // last sequence number written
+  uint64_t io_port_reads;  // last count read
   uint64_t io_mmio_writes;
   uint64_t io_mmio_reads;
-  uint64_t io_bad;           // answers that were not the last plus one
-  uint64_t idle_wakeups;     // returns from HLT
-  uint64_t ledger_spanned;   // passes an atomic update fell into: old words, then new ones, never old again
-  uint64_t code_spanned;     // the same of passes over the code sites
+  uint64_t io_bad;         // answers that were not the last plus one
+  uint64_t idle_wakeups;   // returns from HLT
+  uint64_t ledger_spanned; // passes an atomic update fell into: old words, then new ones, never old again
+  uint64_t code_spanned;   // the same of passes over the code sites
 };
 
 // Written by the host, read by the guest.
 struct alignas(64) Control {
-  uint32_t scenarios;        // mask; the guest fills it from its command line, the host may change it
+  uint32_t scenarios; // mask; the guest fills it from its command line, the host may change it
   uint32_t reserved;
-  uint64_t epoch;            // raised by the host: each vCPU then zeroes its gap, ledger, code and dirty
-                             // counters (io sequences go on) and copies the epoch to CpuResults::epoch
-  uint64_t dirty_bytes;      // size of the rewritten area (default 64 MiB, cut to what memory holds)
-  uint64_t dirty_rate;       // bytes per second over all vCPUs, 0: as fast as possible
+  uint64_t epoch;       // raised by the host: each vCPU then zeroes its gap, ledger, code and dirty
+                        // counters (io sequences go on) and copies the epoch to CpuResults::epoch
+  uint64_t dirty_bytes; // size of the rewritten area (default 64 MiB, cut to what memory holds)
+  uint64_t dirty_rate;  // bytes per second over all vCPUs, 0: as fast as possible
 };
 
+inline constexpr uint32_t kCrashAsked = 0xffff'ffff; // boot_fault=crash: no exception caused it
+
 struct alignas(4096) Results {
-  uint64_t magic;            // kMagic, written last during start-up
+  uint64_t magic; // kMagic, written last during start-up: all else here is valid, the other vCPUs are told to start
   uint32_t abi_version;
   uint32_t cpus_present;     // vCPUs the guest was told of
   uint32_t cpus_running;     // vCPUs that reached CPL 3
@@ -136,11 +141,11 @@ struct alignas(4096) Results {
   Control control;
   struct alignas(64) {
     uint32_t cpu;
-    uint32_t vector;
+    uint32_t vector; // the exception, or kCrashAsked
     uint64_t error_code;
     uint64_t rip;
     uint64_t cr2;
-  } crash;                   // valid after kPowerCrash was written
+  } crash; // valid after kPowerCrash was written
   CpuResults cpu[kMaxCpus];
 };
 

@@ -21,7 +21,9 @@ inline uint64_t call_site(uint32_t site) {
   return reinterpret_cast<uint64_t (*)()>(address)();
 }
 
-inline bool mixed(uint64_t value) { return value != (value & 0xff) * kEveryByte; }
+inline bool mixed(uint64_t value) {
+  return value != (value & 0xff) * kEveryByte;
+}
 
 } // namespace
 

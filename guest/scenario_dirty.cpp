@@ -11,7 +11,9 @@ constexpr uint64_t kPagesPerSlice = 64;
 constexpr uint64_t kFourGiB = uint64_t{1} << 32;
 constexpr uint64_t kAssumedTscHz = 2'000'000'000; // where it could not be measured
 
-uint64_t low_bytes(const Memory& memory) { return memory.low_end > kDirtyGpa ? memory.low_end - kDirtyGpa : 0; }
+uint64_t low_bytes(const Memory& memory) {
+  return memory.low_end > kDirtyGpa ? memory.low_end - kDirtyGpa : 0;
+}
 
 // The area is the RAM from kDirtyGpa up, then that above 4 GiB, as one run of offsets.
 volatile uint64_t* page_at(const Memory& memory, uint64_t offset) {

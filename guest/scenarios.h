@@ -15,11 +15,11 @@ struct SliceState {
   CpuResults* results;
   uint32_t index;
   Memory memory;
-  uint64_t gap_last_tsc = 0;     // 0: no read to compare with
-  uint64_t dirty_next_page = 0;  // within this vCPU's share
+  uint64_t gap_last_tsc = 0;    // 0: no read to compare with
+  uint64_t dirty_next_page = 0; // within this vCPU's share
   uint64_t dirty_pass = 0;
   uint64_t dirty_last_tsc = 0;
-  uint64_t dirty_credit = 0;     // TSC ticks not yet spent on pages
+  uint64_t dirty_credit = 0; // TSC ticks not yet spent on pages
 };
 
 void gap_slice(SliceState& state);

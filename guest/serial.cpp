@@ -36,10 +36,10 @@ void serial_init() {
   g_present = in8(kLineStatus) != 0xff;
   if (!g_present)
     return;
-  out8(kCom1 + 1, 0);      // no interrupts
-  out8(kLineControl, 3);   // 8 bits, no parity, one stop bit
-  out8(kFifoControl, 7);   // FIFOs on and empty
-  out8(kModemControl, 3);  // DTR, RTS
+  out8(kCom1 + 1, 0);     // no interrupts
+  out8(kLineControl, 3);  // 8 bits, no parity, one stop bit
+  out8(kFifoControl, 7);  // FIFOs on and empty
+  out8(kModemControl, 3); // DTR, RTS
 }
 
 void print(const char* text, uint32_t length) {

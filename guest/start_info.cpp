@@ -32,7 +32,9 @@ struct MemoryMapEntry {
   uint32_t reserved;
 };
 
-bool valid(const StartInfo* info) { return info != nullptr && info->magic == kStartMagic; }
+bool valid(const StartInfo* info) {
+  return info != nullptr && info->magic == kStartMagic;
+}
 
 } // namespace
 
