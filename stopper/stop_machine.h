@@ -189,7 +189,8 @@ public:
   [[nodiscard]] bool thread_marked() const noexcept { return P::thread_slot() == this; }
 
   // From now on every stop is refused with kEnded. A stop in progress goes on.
-  void close() noexcept { closed_.store(1, std::memory_order_release); } // C1, pairs with refuse()
+  void close() noexcept { closed_.store(1, std::memory_order_release); } // C1, pairs with refuse() and closed()
+  [[nodiscard]] bool closed() const noexcept { return closed_.load(std::memory_order_acquire) != 0; } // C1
 
 private:
   friend class BasicStop<P>;

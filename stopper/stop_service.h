@@ -197,8 +197,13 @@ void BasicStopService<P>::drain(const StopOptions& options) noexcept {
       }
       request = first_;
       unlink(*request);
-      if (request->fn == nullptr)
-        ++holds_;
+      if (request->fn == nullptr) {
+        // Once the VM ends nobody gives holds back any more. Where close() has not come to the lock yet, it will
+        // find this hold counted and give it back.
+        request->failed = machine_.closed();
+        request->failure = StopErrc::kEnded;
+        holds_ += request->failed ? 0 : 1;
+      }
     }
     execute(*request, budget_end);
   }
