@@ -13,6 +13,7 @@ namespace stopvisor::vmm {
 // In the order in which a kick and the loop meet them.
 enum class VcpuPoint : uint32_t {
   kBeforeSignal, // kick: the work is queued, the signal is not sent yet (the kicking thread)
+  kAfterSignal,  // kick: the signal has been sent, or dropped
   kOutOfRun,     // loop: KVM_RUN has just returned
   kBeforeClear,  // loop: the exit was served, immediate_exit is not cleared yet
   kAfterClear,   // loop: immediate_exit is cleared, nobody has looked for work yet

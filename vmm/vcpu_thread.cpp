@@ -83,6 +83,7 @@ void VcpuThread::kick() noexcept {
   const pid_t tid = tid_.load(std::memory_order_acquire); // pairs with run()
   if (tid != 0 && !around_.hooks.drop_signal(cpu_))
     send_kick(tid);
+  around_.hooks.at(VcpuPoint::kAfterSignal, cpu_);
 }
 
 void VcpuThread::open_gate() noexcept {

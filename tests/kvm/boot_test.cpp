@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A VM runs, from its first instruction to each way it can end.
+// A VM runs: from its first instruction, through I/O and start-up of its vCPUs, to power-off.
 #include <fstream>
 #include <iterator>
 
@@ -29,31 +29,121 @@ TEST_F(RawGuest, SpeaksThroughTheSerialPortAndPowersOff) {
   }
   std::ifstream file(output);
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(file), {}), "Hi");
+  ::unlink(output.c_str());
 }
 
-TEST_F(RawGuest, IsStoppedWhileItSpinsAndGoesOn) {
-  const RawKernel kernel(Code().bytes({0xff, 0x05}).u32(0x20'0000).bytes({0xeb, 0xf8})); // incl 0x200000; jmp
+TEST_F(RawGuest, StartsAsPvhHasIt) {
+  const RawKernel kernel(Code().spin());
+  VmConfig config = raw(kernel.path());
+  config.start_held = true;
+  const auto vm = started(config);
+  ASSERT_NE(vm, nullptr);
+  const auto registers = vm->registers(0);
+  ASSERT_TRUE(registers.has_value());
+  EXPECT_EQ(registers->rip, kRawEntry);
+  EXPECT_EQ(registers->rflags, 2U);
+  EXPECT_EQ(registers->cr0 & 0x8000'0001U, 1U);
+  EXPECT_EQ(registers->efer, 0U);
+  EXPECT_TRUE(registers->cs.default_32);
+  EXPECT_EQ(registers->cs.limit, 0xffff'ffffU);
+  EXPECT_EQ(peek<uint32_t>(*vm, registers->general[1]), 0x336ec578U); // RBX: hvm_start_info's magic
+}
+
+TEST_F(RawGuest, DoesStringOutputElementByElement) {
+  // mov $numbers, %esi; mov $1000, %ecx; mov $doorbell, %dx; rep outsl; then power off
+  const RawKernel kernel(Code()
+                             .bytes({0xbe})
+                             .u32(0x20'0000)
+                             .bytes({0xb9})
+                             .u32(1000)
+                             .dx(probe::kDoorbellPortBase)
+                             .bytes({0xfc, 0xf3, 0x6f})
+                             .out32(probe::kPowerPort, probe::kPowerOff)
+                             .spin());
+  const auto vm = make(raw(kernel.path()));
+  ASSERT_NE(vm, nullptr);
+  for (uint32_t i = 0; i < 1000; ++i)
+    poke<uint32_t>(*vm, 0x20'0000 + 4ULL * i, i + 1);
+  ASSERT_TRUE(vm->start().has_value());
+  EXPECT_EQ(vm->wait_for_end().kind, EndKind::kPowerOff);
+  EXPECT_EQ(vm->doorbell_counts(0), (DoorbellCounts{.port_writes = 1000}));
+}
+
+TEST_F(RawGuest, DoesStringInputElementByElement) {
+  // mov $0x200000, %edi; mov $1000, %ecx; mov $doorbell, %dx; rep insl; then power off
+  const RawKernel kernel(Code()
+                             .bytes({0xbf})
+                             .u32(0x20'0000)
+                             .bytes({0xb9})
+                             .u32(1000)
+                             .dx(probe::kDoorbellPortBase)
+                             .bytes({0xfc, 0xf3, 0x6d})
+                             .out32(probe::kPowerPort, probe::kPowerOff)
+                             .spin());
   const auto vm = started(raw(kernel.path()));
   ASSERT_NE(vm, nullptr);
-  for (int turn = 0; turn < 100; ++turn) {
-    const auto before = peek<uint32_t>(*vm, 0x20'0000);
-    ASSERT_TRUE(await(*vm, [&] { return peek<uint32_t>(*vm, 0x20'0000) != before; }));
-    uint32_t first = 0;
-    uint32_t second = 1;
-    uint64_t rip = 0;
-    const auto stop = vm->stops().run([&](stopper::StopContext&) {
-      first = peek<uint32_t>(*vm, 0x20'0000);
-      rip = vm->registers(0).value_or(Registers{}).rip;
-      second = peek<uint32_t>(*vm, 0x20'0000);
-      return 7;
-    });
-    ASSERT_TRUE(stop.has_value()) << vm->explain("stop", stop.error()).message();
-    EXPECT_EQ(stop->result, 7);
-    EXPECT_EQ(first, second);
-    EXPECT_TRUE(rip == kRawEntry || rip == kRawEntry + 6) << std::hex << rip;
+  EXPECT_EQ(vm->wait_for_end().kind, EndKind::kPowerOff);
+  for (uint32_t i = 0; i < 1000; ++i)
+    ASSERT_EQ(peek<uint32_t>(*vm, 0x20'0000 + 4ULL * i), i + 1);
+}
+
+TEST_F(RawGuest, ReadsAllOnesWhereThereIsNoDevice) {
+  // mov $0x1234, %dx; in %dx, %eax; mov %eax, 0x200000; mov 0xc8000000, %eax; mov %eax, 0x200004
+  const RawKernel kernel(Code()
+                             .dx(0x1234)
+                             .bytes({0xed, 0xa3})
+                             .u32(0x20'0000)
+                             .bytes({0xa1})
+                             .u32(0xc800'0000)
+                             .bytes({0xa3})
+                             .u32(0x20'0004)
+                             .out32(probe::kPowerPort, probe::kPowerOff)
+                             .spin());
+  const auto vm = started(raw(kernel.path()));
+  ASSERT_NE(vm, nullptr);
+  EXPECT_EQ(vm->wait_for_end().kind, EndKind::kPowerOff);
+  EXPECT_EQ(peek<uint64_t>(*vm, 0x20'0000), ~0ULL);
+}
+
+class ProbeGuest : public KvmTest, public ::testing::WithParamInterface<uint32_t> {};
+
+TEST_P(ProbeGuest, StartsEveryVcpuAndWorks) {
+  const auto vm = started(probe(GetParam(), ""));
+  ASSERT_NE(vm, nullptr);
+  EXPECT_EQ(vm->config().cmdline, "cpus=" + std::to_string(GetParam()));
+  ASSERT_TRUE(await(*vm, [&] { return cpus_running(*vm) == GetParam(); }));
+  for (uint32_t cpu = 0; cpu < GetParam(); ++cpu) {
+    ASSERT_TRUE(await(*vm, [&] { return results(*vm, cpu).io_mmio_reads >= 3; }));
+    EXPECT_EQ(results(*vm, cpu).apic_id, cpu);
+    EXPECT_NE(vm->vcpu_status(cpu).thread_id, 0);
   }
-  vm->request_end({EndKind::kRequested, ""});
-  EXPECT_EQ(vm->wait_for_end().kind, EndKind::kRequested);
+  EXPECT_EQ(vm->state(), VmState::kRunning);
+  ASSERT_TRUE(vm->press_power_button().has_value());
+  EXPECT_EQ(vm->wait_for_end().kind, EndKind::kPowerOff);
+  EXPECT_FALSE(vm->press_power_button().has_value());
+  EXPECT_EQ(vm->doorbell_counts().lost, 0U);
+  EXPECT_EQ(vm->doorbell_counts().doubled, 0U);
+}
+INSTANTIATE_TEST_SUITE_P(Vcpus, ProbeGuest, ::testing::Values(1, 2, 4));
+
+TEST_F(ProbeGuest, RunsOnSharedMemory) {
+  VmConfig config = probe(2, "scenarios=ledger exit_after_slices=3");
+  config.backing = MemoryBacking::kMemfd;
+  const auto vm = started(config);
+  ASSERT_NE(vm, nullptr);
+  EXPECT_EQ(vm->wait_for_end().kind, EndKind::kPowerOff);
+}
+
+TEST_F(ProbeGuest, FindsMemoryOnBothSidesOfTheHole) {
+  VmConfig config = probe(1, "scenarios=ledger exit_after_slices=3");
+  config.memory_bytes = 5ULL << 30; // reserved, not touched
+  const auto vm = started(config);
+  ASSERT_NE(vm, nullptr);
+  ASSERT_EQ(vm->memory().slots().size(), 2U);
+  EXPECT_EQ(vm->wait_for_end().kind, EndKind::kPowerOff);
+  const auto found = peek<uint64_t>(*vm, probe::kResultsGpa + offsetof(probe::Results, memory_bytes));
+  EXPECT_GT(found, (5ULL << 30) - (2ULL << 20));
+  EXPECT_LE(found, 5ULL << 30);
 }
 
 } // namespace
