@@ -112,6 +112,7 @@ void on_stop(int number, siginfo_t*, void*) {
   ::pthread_sigmask(SIG_UNBLOCK, &unblock, &former); // stops here, until SIGCONT
   ::pthread_sigmask(SIG_SETMASK, &former, nullptr);
   ::sigaction(number, &ours, nullptr);
+  make_raw(); // the kernel does not stop an orphaned process group: no SIGCONT comes then
   errno = saved_errno;
 }
 

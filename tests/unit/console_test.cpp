@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <pty.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
@@ -230,6 +231,14 @@ TEST(RawTerminal, LeavesAloneWhatIsNoTerminal) {
   }
 }
 
+// A child that goes when the test is killed.
+pid_t fork_with_us() {
+  const pid_t child = ::fork();
+  if (child == 0)
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  return child;
+}
+
 // Each way for a process to end: a child takes the terminal, tells so, and ends that way.
 struct Ending {
   const char* name;
@@ -251,7 +260,7 @@ class TerminalEnding : public ::testing::TestWithParam<Ending> {};
 TEST_P(TerminalEnding, GivesTheTerminalBack) {
   Pty pty;
   Pipe ready;
-  const pid_t child = ::fork();
+  const pid_t child = fork_with_us();
   ASSERT_GE(child, 0);
   if (child == 0) {
     for (const int number : {SIGABRT, SIGSEGV, SIGINT, SIGTERM, SIGHUP, SIGQUIT})
@@ -285,9 +294,12 @@ INSTANTIATE_TEST_SUITE_P(EveryWay, TerminalEnding,
 TEST(RawTerminal, IsGivenBackWhileStoppedAndTakenAgain) {
   Pty pty;
   Pipe ready;
-  const pid_t child = ::fork();
+  const pid_t child = fork_with_us();
   ASSERT_GE(child, 0);
   if (child == 0) {
+    // A group of its own, with its parent in another one: only such a group can be stopped by SIGTSTP.
+    if (::setpgid(0, 0) != 0)
+      ::_exit(1);
     const auto raw = RawTerminal::enter(pty.slave.get());
     if (!raw || ::write(ready.write.get(), "r", 1) != 1)
       ::_exit(1);
@@ -304,6 +316,23 @@ TEST(RawTerminal, IsGivenBackWhileStoppedAndTakenAgain) {
   ASSERT_TRUE(WIFSTOPPED(status)) << status;
   EXPECT_FALSE(pty.is_raw());
   ::kill(child, SIGCONT);
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 7) << status;
+}
+
+TEST(RawTerminal, StaysRawWhereTheKernelDoesNotStopTheProcess) {
+  Pty pty;
+  const pid_t child = fork_with_us();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    ::setsid(); // alone in its session: an orphaned process group
+    const auto raw = RawTerminal::enter(pty.slave.get());
+    if (!raw)
+      ::_exit(1);
+    ::raise(SIGTSTP);
+    ::_exit(pty.is_raw() ? 7 : 1);
+  }
+  int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 7) << status;
 }

@@ -199,6 +199,8 @@ TEST_F(PageWalk, PaeMaps4KiBAnd2MiBPages) {
   set(1, 1, 0x1'2345'6000 | kAll);
   EXPECT_EQ(translated(kGva + 8).gpa.value, 0x1'2345'6008u);
   EXPECT_TRUE(translated(kGva).writable);
+  registers_.cr3 |= 0x18; // PWT and PCD, not address bits
+  EXPECT_EQ(translated(kGva + 8).gpa.value, 0x1'2345'6008u);
   set(2, 1, 0x8000'0000 | kLarge | kAll);
   EXPECT_EQ(translated(kGva + 8).gpa.value, 0x8000'1008u);
   set(3, 1, table(2) | kAll); // reserved at the top level of PAE

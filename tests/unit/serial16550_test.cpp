@@ -184,8 +184,11 @@ TEST_F(Serial, LoopbackWiresOutputsToInputs) {
   out(0, 'x');
   EXPECT_EQ(sink_.text, "");
   EXPECT_EQ(in(0), 'x');
+  int rooms = 0;
+  uart_.on_room([&] { ++rooms; });
   EXPECT_EQ(receive("y"), 0u);
   out(4, 0x0b);
+  EXPECT_EQ(rooms, 1);
   EXPECT_EQ(in(6) & 0xf0, 0xb0);
   EXPECT_EQ(receive("y"), 1u);
 }
@@ -213,6 +216,27 @@ TEST_F(Serial, ModemChangesInterruptUntilMsrIsRead) {
   EXPECT_FALSE(line());
   out(4, 0x10); // and ends
   EXPECT_EQ(in(6), 0x04);
+}
+
+TEST_F(Serial, ResetIsTheStateAfterPowerOn) {
+  int rooms = 0;
+  uart_.on_room([&] { ++rooms; });
+  enable_fifo();
+  out(1, 0x0f);
+  out(4, 0x0b);
+  out(7, 0x55);
+  (void)receive("0123456789abcdefghij");
+  EXPECT_TRUE(line());
+
+  uart_.reset();
+
+  EXPECT_FALSE(line());
+  EXPECT_EQ(rooms, 1); // the line goes on
+  EXPECT_EQ(in(1), 0);
+  EXPECT_EQ(in(2), 0x01);
+  EXPECT_EQ(in(4), 0);
+  EXPECT_EQ(in(5), 0x60);
+  EXPECT_EQ(in(7), 0);
 }
 
 } // namespace

@@ -51,12 +51,19 @@ void Serial16550::write(uint64_t offset, std::span<const std::byte> data) noexce
   }
 }
 
+void Serial16550::reset() noexcept {
+  const std::lock_guard guard(lock_);
+  chip_ = {};
+  tell_room();
+  update_line();
+}
+
 size_t Serial16550::receive(std::span<const std::byte> bytes) noexcept {
   const std::lock_guard guard(lock_);
   size_t taken = 0;
-  while (taken < bytes.size() && !loops_back() && input_count_ < capacity()) {
-    input_[(input_head_ + input_count_) % kFifoBytes] = std::to_integer<uint8_t>(bytes[taken]);
-    ++input_count_;
+  while (taken < bytes.size() && !loops_back() && chip_.input_count < capacity()) {
+    chip_.input[(chip_.input_head + chip_.input_count) % kFifoBytes] = std::to_integer<uint8_t>(bytes[taken]);
+    ++chip_.input_count;
     ++taken;
   }
   wants_room_ = taken < bytes.size();
@@ -70,51 +77,51 @@ void Serial16550::on_room(std::function<void()> has_room) {
 }
 
 uint8_t Serial16550::read_register(uint64_t offset) {
-  const bool divisor = (line_control_ & kLcrDivisorAccess) != 0;
+  const bool divisor = (chip_.line_control & kLcrDivisorAccess) != 0;
   switch (offset) {
   case kData:
-    return divisor ? byte_of(divisor_ & 0xff) : read_data();
+    return divisor ? byte_of(chip_.divisor & 0xff) : read_data();
   case kInterruptEnable:
-    return divisor ? byte_of(divisor_ >> 8) : interrupt_enable_;
+    return divisor ? byte_of(chip_.divisor >> 8) : chip_.interrupt_enable;
   case kInterruptIdentity: {
     const uint8_t cause = interrupt_cause();
     if (cause == kCauseTransmitEmpty)
-      transmit_pending_ = false;
+      chip_.transmit_pending = false;
     update_line();
     return byte_of(cause | (fifo_enabled() ? kIirFifosEnabled : 0));
   }
   case kLineControl:
-    return line_control_;
+    return chip_.line_control;
   case kModemControl:
-    return modem_control_;
+    return chip_.modem_control;
   case kLineStatus: {
-    const uint8_t errors = std::exchange(line_errors_, uint8_t{0});
+    const uint8_t errors = std::exchange(chip_.line_errors, uint8_t{0});
     update_line();
-    return byte_of(kLsrTransmitEmpty | errors | (input_count_ != 0 ? kLsrDataReady : 0));
+    return byte_of(kLsrTransmitEmpty | errors | (chip_.input_count != 0 ? kLsrDataReady : 0));
   }
   case kModemStatus: {
-    const uint8_t deltas = std::exchange(modem_deltas_, uint8_t{0});
+    const uint8_t deltas = std::exchange(chip_.modem_deltas, uint8_t{0});
     update_line();
     return byte_of(modem_lines() | deltas);
   }
   case kScratch:
-    return scratch_;
+    return chip_.scratch;
   default:
     return 0xff;
   }
 }
 
 std::optional<std::byte> Serial16550::write_register(uint64_t offset, uint8_t value) {
-  const bool divisor = (line_control_ & kLcrDivisorAccess) != 0;
+  const bool divisor = (chip_.line_control & kLcrDivisorAccess) != 0;
   switch (offset) {
   case kData:
     if (!divisor)
       return write_data(value);
-    divisor_ = static_cast<uint16_t>((divisor_ & 0xff00) | value);
+    chip_.divisor = static_cast<uint16_t>((chip_.divisor & 0xff00) | value);
     break;
   case kInterruptEnable:
     if (divisor)
-      divisor_ = static_cast<uint16_t>((divisor_ & 0xff) | value << 8);
+      chip_.divisor = static_cast<uint16_t>((chip_.divisor & 0xff) | value << 8);
     else
       write_interrupt_enable(value);
     break;
@@ -122,13 +129,13 @@ std::optional<std::byte> Serial16550::write_register(uint64_t offset, uint8_t va
     write_fifo_control(value);
     break;
   case kLineControl:
-    line_control_ = value;
+    chip_.line_control = value;
     break;
   case kModemControl:
     write_modem_control(value);
     break;
   case kScratch:
-    scratch_ = value;
+    chip_.scratch = value;
     break;
   default: // LSR and MSR are for reading
     break;
@@ -137,12 +144,12 @@ std::optional<std::byte> Serial16550::write_register(uint64_t offset, uint8_t va
 }
 
 uint8_t Serial16550::read_data() {
-  if (input_count_ == 0)
+  if (chip_.input_count == 0)
     return 0;
-  const uint8_t value = input_[input_head_];
-  input_head_ = (input_head_ + 1) % kFifoBytes;
-  --input_count_;
-  if (input_count_ == 0)
+  const uint8_t value = chip_.input[chip_.input_head];
+  chip_.input_head = (chip_.input_head + 1) % kFifoBytes;
+  --chip_.input_count;
+  if (chip_.input_count == 0)
     tell_room();
   update_line();
   return value;
@@ -151,15 +158,15 @@ uint8_t Serial16550::read_data() {
 std::optional<std::byte> Serial16550::write_data(uint8_t value) {
   // Writing takes the interrupt back, and the byte is gone at once: the line falls and rises, which is the
   // edge that a guest waits for that never reads IIR.
-  transmit_pending_ = false;
+  chip_.transmit_pending = false;
   update_line();
-  transmit_pending_ = true;
+  chip_.transmit_pending = true;
   if (loops_back()) {
-    if (input_count_ < capacity()) {
-      input_[(input_head_ + input_count_) % kFifoBytes] = value;
-      ++input_count_;
+    if (chip_.input_count < capacity()) {
+      chip_.input[(chip_.input_head + chip_.input_count) % kFifoBytes] = value;
+      ++chip_.input_count;
     } else {
-      line_errors_ |= kLsrOverrun;
+      chip_.line_errors |= kLsrOverrun;
     }
   }
   update_line();
@@ -167,10 +174,10 @@ std::optional<std::byte> Serial16550::write_data(uint8_t value) {
 }
 
 void Serial16550::write_interrupt_enable(uint8_t value) {
-  const uint8_t before = std::exchange(interrupt_enable_, byte_of(value & 0x0f));
+  const uint8_t before = std::exchange(chip_.interrupt_enable, byte_of(value & 0x0f));
   // Enabling it while the transmitter is empty, which it always is, raises the interrupt.
-  if ((interrupt_enable_ & ~before & kIerTransmitEmpty) != 0)
-    transmit_pending_ = true;
+  if ((chip_.interrupt_enable & ~before & kIerTransmitEmpty) != 0)
+    chip_.transmit_pending = true;
   update_line();
 }
 
@@ -179,19 +186,19 @@ void Serial16550::write_fifo_control(uint8_t value) {
   const bool enable = (value & kFcrEnable) != 0;
   if (enable != was_enabled || (enable && (value & kFcrClearInput) != 0))
     clear_input();
-  fifo_control_ = enable ? byte_of(value & ~kFcrClearInput) : uint8_t{0};
-  trigger_ = enable ? kTriggers[value >> 6] : 1;
+  chip_.fifo_control = enable ? byte_of(value & ~kFcrClearInput) : uint8_t{0};
+  chip_.trigger = enable ? kTriggers[value >> 6] : 1;
   update_line();
 }
 
 void Serial16550::write_modem_control(uint8_t value) {
   const uint8_t before = modem_lines();
   const bool looped = loops_back();
-  modem_control_ = byte_of(value & kMcrAll);
+  chip_.modem_control = byte_of(value & kMcrAll);
   const uint8_t after = modem_lines();
-  modem_deltas_ |= byte_of(((before ^ after) & (kMsrCts | kMsrDsr | kMsrCarrier)) >> 4);
+  chip_.modem_deltas |= byte_of(((before ^ after) & (kMsrCts | kMsrDsr | kMsrCarrier)) >> 4);
   if ((before & ~after & kMsrRing) != 0) // RI counts where it ends
-    modem_deltas_ |= kMsrDeltaRing;
+    chip_.modem_deltas |= kMsrDeltaRing;
   if (looped && !loops_back())
     tell_room();
   update_line();
@@ -202,37 +209,38 @@ uint8_t Serial16550::modem_lines() const {
   if (!loops_back())
     return kMsrCts | kMsrDsr | kMsrCarrier;
   unsigned lines = 0;
-  lines |= (modem_control_ & kMcrRts) != 0 ? kMsrCts : 0u;
-  lines |= (modem_control_ & kMcrDtr) != 0 ? kMsrDsr : 0u;
-  lines |= (modem_control_ & kMcrOut1) != 0 ? kMsrRing : 0u;
-  lines |= (modem_control_ & kMcrOut2) != 0 ? kMsrCarrier : 0u;
+  lines |= (chip_.modem_control & kMcrRts) != 0 ? kMsrCts : 0u;
+  lines |= (chip_.modem_control & kMcrDtr) != 0 ? kMsrDsr : 0u;
+  lines |= (chip_.modem_control & kMcrOut1) != 0 ? kMsrRing : 0u;
+  lines |= (chip_.modem_control & kMcrOut2) != 0 ? kMsrCarrier : 0u;
   return byte_of(lines);
 }
 
 uint8_t Serial16550::interrupt_cause() const {
-  if ((interrupt_enable_ & kIerLineStatus) != 0 && line_errors_ != 0)
+  if ((chip_.interrupt_enable & kIerLineStatus) != 0 && chip_.line_errors != 0)
     return kCauseLineStatus;
-  if ((interrupt_enable_ & kIerReceived) != 0 && input_count_ != 0) // below the trigger: the timeout, at once
-    return input_count_ >= trigger_ ? kCauseReceived : kCauseTimeout;
-  if ((interrupt_enable_ & kIerTransmitEmpty) != 0 && transmit_pending_)
+  if ((chip_.interrupt_enable & kIerReceived) != 0 &&
+      chip_.input_count != 0) // below the trigger: the timeout, at once
+    return chip_.input_count >= chip_.trigger ? kCauseReceived : kCauseTimeout;
+  if ((chip_.interrupt_enable & kIerTransmitEmpty) != 0 && chip_.transmit_pending)
     return kCauseTransmitEmpty;
-  if ((interrupt_enable_ & kIerModemStatus) != 0 && modem_deltas_ != 0)
+  if ((chip_.interrupt_enable & kIerModemStatus) != 0 && chip_.modem_deltas != 0)
     return kCauseModemStatus;
   return kCauseNone;
 }
 
 bool Serial16550::fifo_enabled() const {
-  return (fifo_control_ & kFcrEnable) != 0;
+  return (chip_.fifo_control & kFcrEnable) != 0;
 }
 bool Serial16550::loops_back() const {
-  return (modem_control_ & kMcrLoop) != 0;
+  return (chip_.modem_control & kMcrLoop) != 0;
 }
 size_t Serial16550::capacity() const {
   return fifo_enabled() ? kFifoBytes : 1;
 }
 
 void Serial16550::clear_input() {
-  input_count_ = 0;
+  chip_.input_count = 0;
   tell_room();
 }
 

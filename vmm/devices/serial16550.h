@@ -33,6 +33,7 @@ public:
   [[nodiscard]] std::string_view name() const noexcept override { return "serial16550"; }
   void read(uint64_t offset, std::span<std::byte> data) noexcept override;
   void write(uint64_t offset, std::span<const std::byte> data) noexcept override;
+  void reset() noexcept override;
 
   // Hands over input. CONTEXT: any thread, does not block. RETURNS: how many bytes were taken, from the
   // front; where these are not all, on_room's function is called once there is room.
@@ -42,6 +43,23 @@ public:
   void on_room(std::function<void()> has_room);
 
 private:
+  // What the chip holds; as it is made, so it is after a reset.
+  struct Chip {
+    bool transmit_pending = false; // the "transmitter empty" interrupt, until IIR was read
+    std::array<uint8_t, kFifoBytes> input{};
+    size_t input_head = 0;
+    size_t input_count = 0;
+    size_t trigger = 1;
+    uint8_t interrupt_enable = 0;
+    uint8_t fifo_control = 0;
+    uint8_t line_control = 0;
+    uint8_t modem_control = 0;
+    uint8_t line_errors = 0;  // LSR's bits that a read clears
+    uint8_t modem_deltas = 0; // MSR's bits that a read clears
+    uint8_t scratch = 0;
+    uint16_t divisor = 12; // 9600 baud
+  };
+
   [[nodiscard]] uint8_t read_register(uint64_t offset);
   // RETURNS: the byte to send, if that is what the write does.
   [[nodiscard]] std::optional<std::byte> write_register(uint64_t offset, uint8_t value);
@@ -66,19 +84,7 @@ private:
   std::function<void()> has_room_;
   bool wants_room_ = false; // receive() could not take everything
   bool line_ = false;
-  bool transmit_pending_ = false; // the "transmitter empty" interrupt, until IIR was read
-  std::array<uint8_t, kFifoBytes> input_{};
-  size_t input_head_ = 0;
-  size_t input_count_ = 0;
-  size_t trigger_ = 1;
-  uint8_t interrupt_enable_ = 0;
-  uint8_t fifo_control_ = 0;
-  uint8_t line_control_ = 0;
-  uint8_t modem_control_ = 0;
-  uint8_t line_errors_ = 0;  // LSR's bits that a read clears
-  uint8_t modem_deltas_ = 0; // MSR's bits that a read clears
-  uint8_t scratch_ = 0;
-  uint16_t divisor_ = 12; // 9600 baud
+  Chip chip_;
 };
 
 } // namespace stopvisor::vmm
