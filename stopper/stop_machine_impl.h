@@ -477,12 +477,14 @@ BasicStopMachine<P>::stop_machine_owned(StopFn fn, const CpuMask* active, const 
   const TimePoint budget_end = P::now() + options.budget;
   arm({vcpu_slots_, worker_slots_, &fn, local_runs, budget_end}, requested_ns);
   bool ran = local_runs;
+  Invocation own{0, false};
   if (gather(wide_, options.deadline) && local_runs) {
     wide_.wait_while(State::kDisableIrq, kForever); // passed through where there are no workers
     StopContext context{local, budget_end};
     mark_thread();
-    wide_.collect(invoke(fn, context));
+    own = invoke(fn, context);
     unmark_thread();
+    wide_.collect(own);
     wide_.ack(State::kRun);
   }
   leave(wide_);
@@ -492,6 +494,8 @@ BasicStopMachine<P>::stop_machine_owned(StopFn fn, const CpuMask* active, const 
     if (slot->result != 0)
       outcome->nonzero.emplace_back(slot->cpu, slot->result);
   }
+  if (own.result != 0)
+    outcome->nonzero.emplace_back(local, own.result);
   if (wide_.aborted())
     outcome = std::unexpected(StopError{StopErrc::kDeadline, wide_.stragglers});
   else if (wide_.threw())
