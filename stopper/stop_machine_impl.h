@@ -470,7 +470,8 @@ BasicStopMachine<P>::stop_machine_owned(StopFn fn, const CpuMask* active, const 
   const bool local_runs = local < kMaxCpus && runners.test(local);
   if (!local_runs && (runners & cpus).empty()) {
     drop_facility();
-    return std::unexpected(StopError{runners.empty() ? StopErrc::kEmptyMask : StopErrc::kNoSuchCpu});
+    const bool none_named = active != nullptr && active->empty();
+    return std::unexpected(StopError{none_named ? StopErrc::kEmptyMask : StopErrc::kNoSuchCpu});
   }
   choose_vcpus(cpus, runners);
   choose_workers();
