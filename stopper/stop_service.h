@@ -226,10 +226,13 @@ void BasicStopService<P>::execute(Request& request, TimePoint budget_end) noexce
   P::wake_all(request.phase);
 }
 
-// Makes the first in the queue the leader, or nobody.
+// Makes the first in the queue the leader, or nobody: then the stop is kept for holds alone. The last hold may
+// have been given back while a leader that gives up was still trusted to release the stop.
 template <class P>
 void BasicStopService<P>::pass_on_lead() noexcept {
   somebody_leads_ = first_ != nullptr;
+  if (!somebody_leads_ && holds_ == 0)
+    stop_.release();
   if (first_ != nullptr) {
     first_->phase.store(kLeads, std::memory_order_release); // V1: hands over stop_ as well
     P::wake_all(first_->phase);
