@@ -8,7 +8,9 @@
 namespace stopvisor::tools {
 namespace {
 
-double microseconds(int64_t nanoseconds) { return static_cast<double>(nanoseconds) / 1000.0; }
+double microseconds(int64_t nanoseconds) {
+  return static_cast<double>(nanoseconds) / 1000.0;
+}
 
 } // namespace
 

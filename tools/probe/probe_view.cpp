@@ -10,7 +10,9 @@ namespace stopvisor::tools {
 namespace {
 
 // The guest writes these words at any time; relaxed accesses of whole words, ordering comes from stops.
-uint64_t load(const uint64_t& word) noexcept { return __atomic_load_n(&word, __ATOMIC_RELAXED); }
+uint64_t load(const uint64_t& word) noexcept {
+  return __atomic_load_n(&word, __ATOMIC_RELAXED);
+}
 template <class Word>
 void store(Word& word, Word value) noexcept {
   __atomic_store_n(&word, value, __ATOMIC_RELAXED);
@@ -83,9 +85,13 @@ ProbeTotals ProbeView::totals(uint32_t cpus) const noexcept {
   return totals;
 }
 
-uint64_t ProbeView::tsc_hz() const noexcept { return load(results()->tsc_hz); }
+uint64_t ProbeView::tsc_hz() const noexcept {
+  return load(results()->tsc_hz);
+}
 
-void ProbeView::choose_scenarios(uint32_t mask) const noexcept { store(results()->control.scenarios, mask); }
+void ProbeView::choose_scenarios(uint32_t mask) const noexcept {
+  store(results()->control.scenarios, mask);
+}
 
 std::expected<void, vmm::Error> ProbeView::reset_counters(uint32_t cpus, unsigned seconds,
                                                           const std::function<bool()>& alive) const {

@@ -54,5 +54,7 @@ public:
 [[nodiscard]] std::unique_ptr<Verb> make_poke();
 [[nodiscard]] std::unique_ptr<Verb> make_regs();
 [[nodiscard]] std::unique_ptr<Verb> make_shutdown();
+[[nodiscard]] std::unique_ptr<Verb> make_bench();
+[[nodiscard]] std::unique_ptr<Verb> make_demo();
 
 } // namespace stopvisor::tools

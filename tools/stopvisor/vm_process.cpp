@@ -87,8 +87,11 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config,
                                           const std::function<void(const vmm::ControlPlace&)>& ready) {
   EndingSignals signals;
   auto place = config.name.empty() ? vmm::ControlPlace::claim_generated() : vmm::ControlPlace::claim(config.name);
-  if (!place)
+  if (!place) {
+    if (place.error().object.empty()) // the name is what is wrong, not the socket
+      place.error().operation = "run";
     return std::unexpected(place.error());
+  }
   config.name = place->name();
   auto vm = vmm::Vm::create(std::move(config));
   if (!vm)

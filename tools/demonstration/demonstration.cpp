@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// demo: a busy guest, stopped and changed before the reader's eyes, every figure read from the guest itself.
+#include "tools/demonstration/demonstration.h"
+
 #include <array>
 #include <chrono>
 #include <cinttypes>
+#include <cstdarg>
 #include <cstdio>
 #include <thread>
 
@@ -10,7 +12,6 @@
 #include "tools/demonstration/timeline.h"
 #include "tools/probe/probe_view.h"
 #include "tools/stopvisor/output.h"
-#include "tools/stopvisor/verb.h"
 #include "vmm/vm.h"
 
 namespace stopvisor::tools {
@@ -25,27 +26,31 @@ constexpr uint64_t kUpdates = 10'000;
 constexpr uint64_t kRewrites = 1'000;
 constexpr int kStops = 1'000;
 
-template <class... Args>
-void say(const char* format, Args... args) {
+[[gnu::format(printf, 1, 2)]] void say(const char* format, ...) {
   char line[512];
-  if constexpr (sizeof...(args) == 0)
-    std::snprintf(line, sizeof line, "%s", format);
-  else
-    std::snprintf(line, sizeof line, format, args...); // NOLINT(clang-diagnostic-format-nonliteral)
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(line, sizeof line, format, arguments);
+  va_end(arguments);
   print_text(line);
 }
 
-double microseconds(int64_t nanoseconds) { return static_cast<double>(nanoseconds) / 1000.0; }
+double microseconds(int64_t nanoseconds) {
+  return static_cast<double>(nanoseconds) / 1000.0;
+}
 
-Error wrong(const char* step, const std::string& reason) { return {"demo", step, reason}; }
+Error wrong(const char* step, const std::string& reason) {
+  return {"demo", step, reason};
+}
 
 class Demonstration {
 public:
   explicit Demonstration(vmm::Vm& vm) : vm_(vm), probe_(vm.memory()) {}
 
   Step run() {
-    for (const auto step : {&Demonstration::boot, &Demonstration::update_ledger, &Demonstration::update_unstopped,
-                            &Demonstration::rewrite_code, &Demonstration::show_one_stop, &Demonstration::time_stops})
+    for (const auto step :
+         {&Demonstration::boot, &Demonstration::update_ledger, &Demonstration::update_unstopped,
+          &Demonstration::rewrite_code, &Demonstration::show_one_stop, &Demonstration::time_stops})
       if (auto done = (this->*step)(); !done)
         return done;
     return {};
@@ -116,8 +121,8 @@ private:
     if (auto done = settle(); !done)
       return done;
     const ProbeTotals totals = probe_.totals(kCpus);
-    say("   the guest: %" PRIu64 " reads, %" PRIu64 " torn   (%.1f s, %.0f updates a second)\n\n", totals.ledger_reads,
-        totals.ledger_torn, took.count(), static_cast<double>(kUpdates) / took.count());
+    say("   the guest: %" PRIu64 " reads, %" PRIu64 " torn   (%.1f s, %.0f updates a second)\n\n",
+        totals.ledger_reads, totals.ledger_torn, took.count(), static_cast<double>(kUpdates) / took.count());
     if (totals.ledger_torn != 0)
       return std::unexpected(wrong("ledger", "the guest saw a torn update under a stop"));
     for (uint32_t cpu = 0; cpu < kCpus; ++cpu)
@@ -148,7 +153,8 @@ private:
   Step rewrite_code() {
     if (auto chosen = choose(probe::kCode); !chosen)
       return chosen;
-    say("3. %" PRIu64 " rewrites of %u functions that straddle pages and cache lines, while every vCPU calls them.\n",
+    say("3. %" PRIu64
+        " rewrites of %u functions that straddle pages and cache lines, while every vCPU calls them.\n",
         kRewrites, probe::kCodeSites);
     uint8_t last = 0;
     for (uint64_t n = 1; n <= kRewrites; ++n) {
@@ -210,42 +216,25 @@ private:
   ProbeView probe_;
 };
 
-class DemoVerb final : public Verb {
-public:
-  const char* name() const noexcept override { return "demo"; }
-  const char* summary() const noexcept override { return "Show what a stop is, on a guest of our own"; }
-  const char* details() const noexcept override {
-    return "Starts the built-in probe guest with 4 vCPUs, changes its memory and its code under stops, and shows\n"
-           "what the guest itself saw of it. Exit status 0: it saw nothing torn.";
-  }
-  void declare(Arguments&) override {}
-  std::expected<int, Error> run(bool json) override {
-    if (json)
-      return std::unexpected(Error{"demo", "", "has nothing to say in JSON; see 'bench stop --json'", vmm::Status::kUsage});
-    vmm::VmConfig config;
-    config.name = "demo";
-    config.cpus = kCpus;
-    config.memory_bytes = 64ULL << 20;
-    config.cmdline = "scenarios=ledger";
-    auto vm = vmm::Vm::create(config);
-    if (!vm)
-      return std::unexpected(vm.error());
-    auto shown = Demonstration(**vm).run();
-    (*vm)->request_end({vmm::EndKind::kRequested, ""});
-    const vmm::VmEnd end = (*vm)->wait_for_end();
-    if (end.kind != vmm::EndKind::kRequested && end.kind != vmm::EndKind::kPowerOff)
-      return std::unexpected(wrong("guest", end.message));
-    if (!shown)
-      return std::unexpected(shown.error());
-    say("\nAll as it should be.\n");
-    return 0;
-  }
-};
-
 } // namespace
 
-std::unique_ptr<Verb> make_demo() {
-  return std::make_unique<DemoVerb>();
+std::expected<void, Error> demonstrate() {
+  vmm::VmConfig config;
+  config.name = "demo";
+  config.cpus = kCpus;
+  config.memory_bytes = 64ULL << 20;
+  config.cmdline = "scenarios=ledger";
+  auto vm = vmm::Vm::create(config);
+  if (!vm)
+    return std::unexpected(vm.error());
+  auto shown = Demonstration(**vm).run();
+  (*vm)->request_end({vmm::EndKind::kRequested, ""});
+  const vmm::VmEnd end = (*vm)->wait_for_end();
+  if (end.kind != vmm::EndKind::kRequested)
+    return std::unexpected(wrong("guest", end.message));
+  if (shown)
+    say("\nAll as it should be.\n");
+  return shown;
 }
 
 } // namespace stopvisor::tools
