@@ -70,10 +70,9 @@ void BasicStopMachine<P>::unbind_thread() noexcept {
 
 template <class P>
 void BasicStopMachine<P>::park(CpuId cpu) noexcept {
-  // Disabled first, drained second: a work is queued either before the flag changed, and run_works() finds it,
-  // or not at all. The lock inside set_enabled() makes it so.
-  stoppers_[cpu].set_enabled(false);
-  run_works(cpu);
+  // A work is queued either before the flag changed, and run here as a participant's, or not at all.
+  while (!stoppers_[cpu].disable_if_idle())
+    run_works(cpu);
 }
 
 template <class P>
@@ -84,7 +83,7 @@ std::expected<void, StopError> BasicStopMachine<P>::unpark(CpuId cpu, TimePoint 
     return std::unexpected(StopError{StopErrc::kNoSuchCpu});
   if (!hotplug_.write_lock_until(deadline))
     return std::unexpected(StopError{StopErrc::kDeadline});
-  stoppers_[cpu].set_enabled(true);
+  stoppers_[cpu].enable();
   initialized_.store(1, std::memory_order_release); // I1, pairs with stop_machine_owned()
   hotplug_.write_unlock();
   return {};

@@ -82,13 +82,21 @@ public:
     }
   }
 
-  // park / unpark: from now on nothing / works are queued. Whatever is queued already stays, and is executed by
-  // the participant's next run_works().
-  void set_enabled(bool enabled) noexcept EXCLUDES(lock_) {
+  // unpark: from now on works are queued.
+  void enable() noexcept EXCLUDES(lock_) {
     const BasicLockGuard<P> guard(lock_);
-    enabled_.store(enabled ? 1 : 0, std::memory_order_release); // S3, and under the lock
+    enabled_.store(1, std::memory_order_release); // S3, and under the lock
   }
-  // A snapshot; certain only under the lock. acquire: pairs with set_enabled() (S3).
+  // park: from now on nothing is queued. Only with an empty queue: a work that ran later, on a thread that no stop
+  // waits for any more, would run beside the callback of a stop. RETURNS: false where works are queued.
+  [[nodiscard]] bool disable_if_idle() noexcept EXCLUDES(lock_) {
+    const BasicLockGuard<P> guard(lock_);
+    if (first_ != nullptr)
+      return false;
+    enabled_.store(0, std::memory_order_release); // S3, and under the lock
+    return true;
+  }
+  // A snapshot; certain only under the lock. acquire: pairs with enable() and disable_if_idle() (S3).
   [[nodiscard]] bool enabled() const noexcept { return enabled_.load(std::memory_order_acquire) != 0; }
 
   // When and out of what the participant came, for the report. CONTEXT: its own thread alone, also to read.
