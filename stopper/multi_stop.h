@@ -56,6 +56,7 @@ public:
     BasicWork<P> work;
     // the coordinator, any time:
     int64_t kicked_ns = 0;
+    bool lifted = false;  // Kick::lift() was called for it and did lift it
     bool excused = false; // found offline when the work was to be queued: not part of the stop
     // the participant, until it acknowledges Exit:
     int64_t out_ns = 0;
@@ -98,6 +99,7 @@ public:
     all_held_ns_ = exit_ns_ = left_ns_ = 0;
     aborted_ = false;
     rekicks = 0;
+    lift_refused = false;
     stragglers = CpuMask{};
     state_.store(static_cast<uint32_t>(State::kPrepare), std::memory_order_release); // M1
   }
@@ -191,6 +193,7 @@ public:
   [[nodiscard]] const Plan& plan() const noexcept { return plan_; }
   // The coordinator's notes, until it acknowledges Exit: kicks repeated, and after an abort who had not come.
   uint32_t rekicks = 0;
+  bool lift_refused = false;
   CpuMask stragglers{};
 
   // Copies the timeline. CONTEXT: the owner in Run (times of leaving are then 0) or in None.
@@ -200,6 +203,7 @@ public:
     report.exit_ns = exit_ns_;
     report.left_ns = left_ns_;
     report.rekicks = rekicks;
+    report.lift_refused = lift_refused;
     report.stragglers = stragglers;
     report.participants.clear();
     const bool over = state() == State::kNone;
@@ -207,7 +211,8 @@ public:
       for (const Slot* slot : slots)
         if (!slot->excused)
           report.participants.push_back({slot->cpu, slot->worker, slot->activity, slot->kicked_ns, slot->out_ns,
-                                         slot->held_ns, slot->ran_ns, over ? slot->released_ns : 0, slot->result});
+                                         slot->held_ns, slot->ran_ns, over ? slot->released_ns : 0, slot->result,
+                                         slot->lifted});
   }
 
 private:

@@ -21,6 +21,7 @@ struct ParticipantReport {
   int64_t ran_ns = 0;      // its callback returned, where it ran one
   int64_t released_ns = 0; // left the stop
   int result = 0;          // its callback's result
+  bool lifted = false;     // it was late, and its thread's priority was lifted for this stop
 };
 
 enum class StopEnd : uint8_t {
@@ -32,14 +33,15 @@ enum class StopEnd : uint8_t {
 struct StopReport {
   uint64_t sequence = 0; // counts wide stops from 1
   StopEnd end = StopEnd::kNone;
-  uint32_t shared = 0;      // callbacks that ran under this stop, where a stop service led it
-  uint32_t rekicks = 0;     // kicks repeated because nobody came for kRekickInterval
-  int64_t requested_ns = 0; // the stop was asked for, before the wait for other stops
-  int64_t begun_ns = 0;     // the facility was ours
-  int64_t all_held_ns = 0;  // the state moved to Run
-  int64_t exit_ns = 0;      // the state moved to Exit
-  int64_t left_ns = 0;      // the last participant left
-  CpuMask stragglers{};     // aborted: who had not come
+  uint32_t shared = 0;       // callbacks that ran under this stop, where a stop service led it
+  bool lift_refused = false; // somebody was late, and the process may not lift priorities
+  uint32_t rekicks = 0;      // kicks repeated because nobody came for kRekickInterval
+  int64_t requested_ns = 0;  // the stop was asked for, before the wait for other stops
+  int64_t begun_ns = 0;      // the facility was ours
+  int64_t all_held_ns = 0;   // the state moved to Run
+  int64_t exit_ns = 0;       // the state moved to Exit
+  int64_t left_ns = 0;       // the last participant left
+  CpuMask stragglers{};      // aborted: who had not come
   std::vector<ParticipantReport> participants;
 
   // The hold as the guest feels it: first participant held to last released. 0 where nobody was held.

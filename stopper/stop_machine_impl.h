@@ -168,6 +168,7 @@ void BasicStopMachine<P>::prepare_slot(Slot& slot, MultiStop& stop, CpuId cpu, b
   slot.worker = cpu >= possible_cpus_;
   slot.active = active;
   slot.excused = false;
+  slot.lifted = false;
   slot.activity = 0;
   slot.kicked_ns = slot.out_ns = slot.held_ns = slot.ran_ns = slot.released_ns = 0;
   slot.result = 0;
@@ -225,7 +226,31 @@ void BasicStopMachine<P>::queue_workers(MultiStop& stop) noexcept {
 }
 
 template <class P>
+void BasicStopMachine<P>::lift_missing(MultiStop& stop) noexcept {
+  for (const auto slots : {stop.plan().vcpus, stop.plan().workers})
+    for (Slot* slot : slots)
+      if (!slot->lifted && BasicStopper<P>::in_use(slot->work)) {
+        slot->lifted = kick_.lift(slot->cpu);
+        stop.lift_refused = stop.lift_refused || !slot->lifted;
+      }
+}
+
+// A thread may have left the stop before we come here; we lower it all the same, so that no guest code keeps the
+// priority for longer than it takes us to get here.
+template <class P>
+void BasicStopMachine<P>::restore_lifted(MultiStop& stop) noexcept {
+  for (const auto slots : {stop.plan().vcpus, stop.plan().workers})
+    for (Slot* slot : slots)
+      if (slot->lifted)
+        kick_.restore(slot->cpu);
+}
+
+template <class P>
 MultiStopState BasicStopMachine<P>::await_moving_on(MultiStop& stop, State from, TimePoint deadline) noexcept {
+  const TimePoint patience = P::now() + kLiftAfter;
+  if (const State state = stop.wait_while(from, std::min(patience, deadline)); state != from)
+    return state;
+  lift_missing(stop);
   for (;;) {
     if (const State state = stop.wait_while(from, next_look(deadline)); state != from)
       return state;
@@ -276,6 +301,7 @@ void BasicStopMachine<P>::leave(MultiStop& stop) noexcept {
   stop.ack(State::kExit);
   for (State state = stop.state(); state != State::kNone; state = stop.state())
     stop.wait_while(state, kForever);
+  restore_lifted(stop);
 }
 
 // ---- stops of one and two ------------------------------------------------------------------------------------
@@ -583,6 +609,7 @@ std::expected<BasicStop<P>, StopError> BasicStopMachine<P>::hold(const StopOptio
 template <class P>
 void BasicStopMachine<P>::release_stop() noexcept {
   unmark_thread();
+  restore_lifted(wide_); // while they are held: nobody goes back to the guest with a lifted priority
   wide_.ack(State::kRun);
   wide_.ack(State::kExit);
   drop_facility();

@@ -19,6 +19,7 @@
 #include "vmm/vcpu_thread.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -86,6 +87,24 @@ void VcpuThread::kick() noexcept {
   around_.hooks.at(VcpuPoint::kAfterSignal, cpu_);
 }
 
+bool VcpuThread::lift() noexcept {
+  const pid_t tid = tid_.load(std::memory_order_acquire); // pairs with run()
+  if (tid == 0)
+    return false;
+  if (policy_ == SCHED_FIFO || policy_ == SCHED_RR)
+    return true;                                 // whoever started us saw to it
+  const sched_param lowest{.sched_priority = 1}; // above all that is not real-time; enough
+  return ::sched_setscheduler(tid, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest) == 0;
+}
+
+void VcpuThread::restore() noexcept {
+  const pid_t tid = tid_.load(std::memory_order_acquire); // pairs with run()
+  if (tid == 0 || policy_ == SCHED_FIFO || policy_ == SCHED_RR)
+    return;
+  const sched_param none{.sched_priority = 0};                           // the nice value was kept all along
+  (void)::sched_setscheduler(tid, policy_ | SCHED_RESET_ON_FORK, &none); // lowering is always allowed
+}
+
 void VcpuThread::open_gate() noexcept {
   gate_.fetch_or(kGateOpen, std::memory_order_acq_rel); // G1
   stopper::FutexPlatform::wake_all(gate_);
@@ -113,6 +132,7 @@ void VcpuThread::run() noexcept {
   t_current = this;
   around_.machine.bind_thread(cpu_);
   accept_kicks(&vcpu_.run());
+  policy_ = ::sched_getscheduler(0) & ~SCHED_RESET_ON_FORK;
   tid_.store(::gettid(), std::memory_order_release); // pairs with kick()
   stage_.store(kRuns, std::memory_order_release);    // pairs with start()
   stage_.notify_all();

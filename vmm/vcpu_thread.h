@@ -52,6 +52,11 @@ public:
   // the thread does not exist yet, or no more.
   void kick() noexcept;
 
+  // Makes the thread the first to get a processor, until restore() (SCHED_FIFO; needs CAP_SYS_NICE or
+  // RLIMIT_RTPRIO). RETURNS: false where the process may not. CONTEXT: any thread, does not block.
+  [[nodiscard]] bool lift() noexcept;
+  void restore() noexcept; // to what it was when it started
+
   // A device passes on what the guest asked for. CONTEXT: the thread of the vCPU that is being served, else it is
   // lost.
   static void request_from_current(GuestRequest request) noexcept;
@@ -98,6 +103,7 @@ private:
   std::atomic<pid_t> tid_{0};
   std::atomic<uint64_t> exits_{0};
   std::atomic<uint32_t> last_exit_{kNoExit};
+  int policy_ = 0; // its scheduling at the start; published by tid_
   // Written by anybody:
   std::atomic<uint32_t> gate_{0};
 

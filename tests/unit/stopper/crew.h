@@ -38,6 +38,18 @@ public:
     member.kicks.notify_all();
   }
 
+  bool lift(CpuId cpu) noexcept override {
+    if (!may_lift.load(std::memory_order_relaxed)) // set before the stop that reads it
+      return false;
+    members_[cpu].lifted.fetch_add(1, std::memory_order_release);
+    members_[cpu].lifted.notify_all();
+    return true;
+  }
+  void restore(CpuId cpu) noexcept override { members_[cpu].lifted.fetch_sub(1, std::memory_order_release); }
+  [[nodiscard]] int lifted(CpuId cpu) const { return members_[cpu].lifted.load(std::memory_order_acquire); }
+  void await_lift(CpuId cpu) const { members_[cpu].lifted.wait(0, std::memory_order_acquire); }
+  std::atomic<bool> may_lift{true};
+
   // Brings `cpu` online with a thread of its own.
   void start(CpuId cpu) {
     members_[cpu].leave.store(0, std::memory_order_relaxed); // the thread does not exist yet
@@ -82,6 +94,7 @@ private:
     std::atomic<uint32_t> blocked{0};
     std::atomic<uint32_t> stuck{0};
     std::atomic<int> drop_kicks{0};
+    std::atomic<int> lifted{0};
     std::atomic<uint64_t> entries{0};
   };
 

@@ -117,6 +117,43 @@ TEST(StopMachine, SurvivesADroppedKick) {
   }
 }
 
+TEST(StopMachine, LiftsWhoeverIsLateAndLowersThemAgain) {
+  Crew crew(3);
+  crew.block(1);
+  std::thread waker([&] {
+    crew.await_lift(1); // the stop is under way, and has noticed
+    crew.unblock(1);
+  });
+  auto stop = crew.machine.hold();
+  waker.join();
+  ASSERT_TRUE(stop.has_value());
+  EXPECT_EQ(crew.lifted(1), 1);
+  stop->release();
+  EXPECT_EQ(crew.lifted(1), 0);
+  const StopReport report = crew.machine.last_report();
+  EXPECT_FALSE(report.lift_refused);
+  for (const ParticipantReport& participant : report.participants)
+    if (participant.cpu == 1)
+      EXPECT_TRUE(participant.lifted);
+}
+
+TEST(StopMachine, LowersWhoeverWasLiftedWhenItGivesUp) {
+  Crew crew(2);
+  crew.block(1);
+  ASSERT_FALSE(crew.machine.hold(within(kShort)).has_value());
+  EXPECT_EQ(crew.lifted(1), 0);
+  crew.unblock(1);
+}
+
+TEST(StopMachine, ReportsThatItMayNotLift) {
+  Crew crew(2);
+  crew.may_lift.store(false, std::memory_order_relaxed);
+  crew.block(1);
+  ASSERT_FALSE(crew.machine.hold(within(kShort)).has_value());
+  EXPECT_TRUE(crew.machine.last_report().lift_refused);
+  crew.unblock(1);
+}
+
 TEST(StopMachine, ReportsTheTimelineOfEachParticipant) {
   Crew crew(3, 1);
   crew.machine.hold()->release();
