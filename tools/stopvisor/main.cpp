@@ -66,14 +66,14 @@ size_t edit_distance(std::string_view one, std::string_view other) {
 }
 
 vmm::Error unknown_verb(std::string_view given) {
-  const auto nearest = std::ranges::min_element(
-      kVerbs, {}, [given](const VerbEntry& entry) { return edit_distance(given, entry.name); });
-  std::string reason = "no such verb";
-  if (edit_distance(given, nearest->name) <= 2 || std::string_view(nearest->name).starts_with(given))
-    reason += std::string("; did you mean '") + nearest->name + "'?";
-  else
-    reason += "; see 'stopvisor --help'";
-  return {std::string(given.substr(0, 60)), "", reason, vmm::Status::kUsage};
+  const auto distance =
+      [given](const VerbEntry& entry) -> size_t { // a beginning is as good as a slip of the finger
+    return std::string_view(entry.name).starts_with(given) ? 1 : edit_distance(given, entry.name);
+  };
+  const auto nearest = std::ranges::min_element(kVerbs, {}, distance);
+  const std::string hint =
+      distance(*nearest) <= 2 ? std::string("; did you mean '") + nearest->name + "'?" : "; see 'stopvisor --help'";
+  return {std::string(given.substr(0, 60)), "", "no such verb" + hint, vmm::Status::kUsage};
 }
 
 int run_verb(const VerbEntry& entry, std::span<char*> arguments, bool json) {

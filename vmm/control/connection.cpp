@@ -111,6 +111,7 @@ private:
     framing_ = {};
     undo_ = nullptr;
     gone_ = false;
+    routed_ = false;
     bool closes = false;
     const bool written = process_request(stream_, false, closes, [this](httplib::Request& request) {
       framing_ = framing_of(request);
@@ -130,10 +131,11 @@ private:
       channel_.discard(std::max(framing_.length, kMaxBodyBytes));
       return false;
     }
-    return written && !closes;
+    return written && !closes && routed_; // a head that httplib refused may not have been taken in whole
   }
 
   void route(const httplib::Request& request, httplib::Response& response) {
+    routed_ = true;
     if (framing_.http_status != 0)
       return refuse_framing(response);
     std::string body(framing_.length, '\0');
@@ -179,6 +181,7 @@ private:
   Framing framing_;
   std::function<void()> undo_;
   bool gone_ = false;
+  bool routed_ = false;
 };
 
 std::string raw_answer(const ApiReply& reply) {

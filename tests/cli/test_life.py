@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""run, ls, status, shutdown: a VM's life, and what is left of it after each way it can end."""
+
+import json
+import os
+import signal
+import subprocess
+import unittest
+
+import vm_case
+from vm_case import VmCase
+
+
+class Life(VmCase):
+    def test_a_detached_vm_answers_at_once_and_is_listed(self):
+        pid = self.start("--cpus", 2, "--memory", "64M")
+        listed = json.loads(self.good("ls", "--json"))["vms"]
+        self.assertEqual([(vm["name"], vm["pid"], vm["cpus"], vm["memory_bytes"]) for vm in listed],
+                         [("vm1", pid, 2, 64 << 20)])
+        self.assertIn("vm1", self.good("ls"))
+
+    def test_without_a_name_the_first_free_one_is_generated(self):
+        names = []
+        for _ in range(2):
+            started = json.loads(self.good("run", "--detach", "--json"))
+            self.pids.append(started["pid"])
+            names.append(started["vm"])
+        self.assertEqual(names, ["vm1", "vm2"])
+
+    def test_every_number_of_vcpus_runs_and_shuts_down(self):
+        for cpus in (1, 2, 4, 8, 32):
+            with self.subTest(cpus=cpus):
+                pid = self.start("--cpus", cpus)
+                self.wait_until_guest_runs(cpus)
+                self.assertEqual(len(self.status()["vcpus"]), cpus)
+                self.good("shutdown", "vm1", "--timeout", "60s")
+                self.assertFalse(vm_case.alive(pid))
+                self.assertEqual(self.left_behind(), [])
+
+    def test_status_names_threads_memory_and_the_machine(self):
+        self.start("--cpus", 2, "--memory-backing", "memfd")
+        status = self.status()
+        self.assertEqual((status["state"], status["memory_backing"], status["holds"]), ("running", "memfd", 0))
+        for vcpu in status["vcpus"]:
+            self.assertTrue(os.path.isdir(f"/proc/{status['pid']}/task/{vcpu['tid']}"))
+        self.assertIn("vm1: running", self.good("status", "vm1"))
+
+    def test_the_device_tree_is_printed_and_begins_with_its_magic(self):
+        self.start()
+        tree = self.stopvisor("status", "vm1", "--dtb", text=False).stdout
+        self.assertEqual(tree[:4], b"\xd0\x0d\xfe\xed")
+        self.assertEqual(int.from_bytes(tree[4:8], "big"), len(tree))
+
+    def test_shutdown_now_ends_a_vm_that_ignores_its_button(self):
+        pid = self.start("--paused")  # a held guest cannot see its button
+        line = self.refused(4, "shutdown", "vm1", "--timeout", "100ms")
+        self.assertIn("it is held", line)
+        self.good("shutdown", "vm1", "--now")
+        self.assertFalse(vm_case.alive(pid))
+        self.assertEqual(self.left_behind(), [])
+
+    def test_a_guest_that_switches_itself_off_ends_with_status_0(self):
+        child = self.foreground("--serial", "none", "--cmdline", "scenarios=gap exit_after_slices=20000")
+        self.assertEqual(child.wait(vm_case.LIMIT_S), 0)
+        self.assertEqual(self.left_behind(), [])
+
+    def test_signals_end_a_vm_cleanly_with_128_and_their_number(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            for options in ((), ("--paused",)):
+                with self.subTest(signal=number, options=options):
+                    child = self.foreground("--serial", "none", "--cpus", 2, *options)
+                    child.send_signal(number)
+                    self.assertEqual(child.wait(vm_case.LIMIT_S), 128 + number)
+                    self.assertEqual(self.left_behind(), [])
+
+    def test_a_signal_ends_a_vm_while_a_client_hangs_in_a_request(self):
+        child = self.foreground("--serial", "none")
+        idle = self.connect()
+        half = self.connect()
+        half.sock.sendall(b"POST /v1/pause HTTP/1.1\r\nContent-Length: 10\r\n\r\n{")
+        self.assertEqual(idle.ask("GET", "/v1/status")[0], 200)
+        child.terminate()
+        self.assertEqual(child.wait(vm_case.LIMIT_S), 128 + signal.SIGTERM)
+        self.assertEqual(half.sock.recv(100), b"")
+        self.assertEqual(self.left_behind(), [])
+
+    def test_a_fault_while_booting_ends_with_status_1_and_says_where(self):
+        for fault in ("triple", "crash", "ud"):
+            with self.subTest(fault=fault):
+                done = self.stopvisor("run", "--name", "vm1", "--serial", "none", "--cmdline", f"boot_fault={fault}")
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertIn("stopvisor: run: vm1: ", done.stderr)
+                self.assertIn("vCPU 0", done.stderr)
+                self.assertRegex(done.stderr.lower(), "rip")
+                self.assertEqual(self.left_behind(), [])
+
+    def test_a_detached_vm_that_crashes_keeps_its_last_words(self):
+        pid = self.start("--paused", "--cmdline", "boot_fault=triple")
+        self.good("resume", "vm1")
+        self.eventually(lambda: not vm_case.alive(pid), "the crash")
+        self.assertEqual(self.left_behind(), ["vm1.log"])
+        with open(os.path.join(self.directory, "vm1.log"), encoding="utf-8") as log:
+            self.assertIn("vCPU 0", log.read())
+
+    def test_a_foreground_vm_prints_its_serial_port_to_stdout(self):
+        child = self.foreground()
+        self.wait_until_guest_runs(1)
+        self.good("shutdown", "vm1")
+        output, errors = child.communicate(timeout=vm_case.LIMIT_S)
+        self.assertEqual(child.returncode, 0, errors)
+        self.assertNotEqual(output, b"")
+
+    def test_json_in_the_foreground_is_one_document(self):
+        child = self.foreground("--json")
+        self.good("shutdown", "vm1", "--now")
+        output, _ = child.communicate(timeout=vm_case.LIMIT_S)
+        self.assertEqual(json.loads(output), {"vm": "vm1", "end": "requested", "status": 0})
+
+    def test_the_serial_port_can_go_to_a_file(self):
+        path = os.path.join(self.runtime, "serial")
+        self.start("--serial", f"file:{path}")
+        self.wait_until_guest_runs(1)
+        self.good("shutdown", "vm1")
+        self.assertGreater(os.path.getsize(path), 0)
+
+    def test_a_killed_vm_leaves_a_stale_socket_that_ls_removes(self):
+        pid = self.start()
+        os.kill(pid, signal.SIGKILL)
+        self.eventually(lambda: not vm_case.alive(pid), "death")
+        self.assertIn("vm1.sock", self.left_behind())
+        self.assertIn("no such VM", self.refused(1, "status", "vm1"))
+        self.good("ls")
+        self.assertEqual([name for name in self.left_behind() if not name.endswith(".log")], [])
+
+    def test_a_stale_socket_does_not_keep_its_name(self):
+        pid = self.start()
+        os.kill(pid, signal.SIGKILL)
+        self.eventually(lambda: not vm_case.alive(pid), "death")
+        self.start()
+        self.assertEqual(self.status()["state"], "running")
+
+    def test_a_running_vm_is_never_taken_over(self):
+        pid = self.start()
+        for options in ((), ("--detach",)):
+            line = self.refused(3, "run", "--name", "vm1", "--serial", "none", *options)
+            self.assertIn(f"a VM named vm1 is already running (pid {pid})", line)
+        self.assertEqual(self.status()["pid"], pid)
+
+    def test_a_vm_that_does_not_exist_is_an_error_that_names_those_that_do(self):
+        self.start(name="apple")
+        line = self.refused(1, "status", "pear")
+        self.assertEqual(line, "stopvisor: status: pear: no such VM; running: apple")
+
+    def test_a_terminal_is_restored(self):
+        import pty
+        import termios
+        leader, follower = pty.openpty()
+        self.addCleanup(os.close, leader)
+        self.addCleanup(os.close, follower)
+        before = termios.tcgetattr(follower)
+        child = self.foreground(stdin=follower, stdout=subprocess.DEVNULL, start_new_session=True)
+        self.assertNotEqual(termios.tcgetattr(follower)[3], before[3])  # raw: no echo
+        child.terminate()
+        self.assertEqual(child.wait(vm_case.LIMIT_S), 128 + signal.SIGTERM)
+        self.assertEqual(termios.tcgetattr(follower), before)
+
+
+if __name__ == "__main__":
+    vm_case.main()
