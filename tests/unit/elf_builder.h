@@ -67,7 +67,7 @@ public:
 
   // `change` sees header and program headers last.
   template <typename Change>
-  [[nodiscard]] std::vector<std::byte> build(Change change) {
+  [[nodiscard]] std::vector<std::byte> build(const Change& change) {
     header.e_phnum = static_cast<uint16_t>(programs.size());
     uint64_t offset = sizeof(Header) + programs.size() * sizeof(Program);
     for (size_t i = 0; i < programs.size(); ++i) {

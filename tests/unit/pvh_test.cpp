@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
+#include <memory>
 #include <string>
 
 #include "tests/unit/elf_builder.h"
@@ -16,7 +16,6 @@ namespace stopvisor::vmm {
 namespace {
 
 using testing::ElfBuilder;
-using testing::pvh_note;
 using testing::small_kernel;
 
 constexpr uint64_t kMiB = 1 << 20;
@@ -32,7 +31,8 @@ protected:
     memory_.reset();
     auto created = GuestMemory::create(size_bytes, MemoryBacking::kAnonymous);
     EXPECT_TRUE(created) << created.error().message();
-    return memory_.emplace(*std::move(created));
+    memory_ = std::make_unique<GuestMemory>(*std::move(created));
+    return *memory_;
   }
   template <typename T>
   T at(uint64_t gpa) {
@@ -53,6 +53,7 @@ protected:
   }
   std::vector<pvh::MemoryMapEntry> memory_map(const pvh::StartInfo& info) {
     std::vector<pvh::MemoryMapEntry> map;
+    map.reserve(info.memory_map_entries);
     for (uint32_t i = 0; i < info.memory_map_entries; ++i)
       map.push_back(at<pvh::MemoryMapEntry>(info.memory_map_gpa + i * sizeof(pvh::MemoryMapEntry)));
     return map;
@@ -64,7 +65,7 @@ protected:
     EXPECT_EQ(entry.error().status, status);
   }
 
-  std::optional<GuestMemory> memory_;
+  std::unique_ptr<GuestMemory> memory_;
   std::vector<std::byte> kernel_ = small_kernel().build();
 };
 

@@ -200,14 +200,16 @@ std::expected<ElfKernel, Error> Reader::read() {
     const auto entry = entry_in(header);
     if (!entry)
       return std::unexpected(entry.error());
-    if (!*entry)
+    const std::optional<uint64_t>& found = *entry;
+    if (!found)
       continue;
-    const bool inside = std::ranges::any_of(*loaded, [&](const ElfSegment& segment) {
-      return **entry >= segment.gpa && **entry - segment.gpa < segment.file_bytes;
+    const uint64_t gpa = *found;
+    const bool inside = std::ranges::any_of(*loaded, [gpa](const ElfSegment& segment) {
+      return gpa >= segment.gpa && gpa - segment.gpa < segment.file_bytes;
     });
     if (!inside)
-      return refuse("PVH entry gpa:" + to_hex(**entry) + " lies in no loaded segment");
-    return ElfKernel{std::move(*loaded), **entry};
+      return refuse("PVH entry gpa:" + to_hex(gpa) + " lies in no loaded segment");
+    return ElfKernel{std::move(*loaded), gpa};
   }
   return refuse("has no PVH note (XEN_ELFNOTE_PHYS32_ENTRY): not a PVH kernel");
 }
