@@ -5,13 +5,12 @@
 // sent, and only then is the thread let on. Further signals (the stopper kicks again after a while) are dropped:
 // were the one signal lost, the stop would fail at its deadline.
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <future>
-#include <semaphore>
 
 #include "tests/kvm/kvm_fixture.h"
 #include "tests/kvm/raw_guest.h"
+#include "tests/kvm/snare.h"
 
 namespace stopvisor::vmm::testing {
 namespace {
@@ -35,36 +34,6 @@ Code ringing_guest() {
   code.bytes({0xff, 0x05}).u32(kBellCount);              // 30
   return code.bytes({0xeb, 0xda});                       // 36
 }
-
-// Stops one thread at one point, once, and limits the signals that get through.
-class Snare final : public VcpuHooks {
-public:
-  void at(VcpuPoint point, uint32_t cpu) noexcept override {
-    if (point == VcpuPoint::kAfterSignal)
-      signalled.release();
-    // acq_rel: pairs with arm().
-    uint32_t wanted = key(point, cpu);
-    if (armed_.compare_exchange_strong(wanted, 0, std::memory_order_acq_rel, std::memory_order_relaxed)) {
-      caught.release();
-      let_go.acquire();
-    }
-  }
-  bool drop_signal(uint32_t /*cpu*/) noexcept override {
-    return signals_.fetch_sub(1, std::memory_order_acq_rel) <= 0; // pairs with allow()
-  }
-
-  void arm(VcpuPoint point, uint32_t cpu) { armed_.store(key(point, cpu), std::memory_order_release); }
-  void allow(int64_t signals) { signals_.store(signals, std::memory_order_release); }
-
-  std::counting_semaphore<> caught{0};
-  std::counting_semaphore<> let_go{0};
-  std::counting_semaphore<> signalled{0};
-
-private:
-  static uint32_t key(VcpuPoint point, uint32_t cpu) { return cpu << 8 | (static_cast<uint32_t>(point) + 1); }
-  std::atomic<uint32_t> armed_{0};
-  std::atomic<int64_t> signals_{INT64_MAX};
-};
 
 class Kick : public KvmTest {
 protected:
@@ -108,10 +77,10 @@ TEST_P(KickRace, IsNotLostAtThisStepOfTheLoop) {
     snare.signalled.acquire(); // queued, and its signal has been sent: it lands where the thread is now
     snare.let_go.release();
     const auto result = stop.get();
+    snare.allow(INT64_MAX);
     ASSERT_TRUE(result.has_value()) << vm->explain("stop", result.error()).message();
     expect_progress(*vm);
   }
-  snare.allow(INT64_MAX);
 }
 std::string step_name(const ::testing::TestParamInfo<VcpuPoint>& step) {
   constexpr std::array kStepNames{"BeforeSignal", "AfterSignal", "OutOfRun",

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stops of running vCPUs: the guest is at rest under them, and notices nothing.
 #include <atomic>
-#include <chrono>
+#include <future>
 #include <thread>
 
 #include "tests/kvm/kvm_fixture.h"
 #include "tests/kvm/raw_guest.h"
+#include "tests/kvm/snare.h"
 
 namespace stopvisor::vmm::testing {
 namespace {
@@ -56,7 +57,41 @@ TEST_F(Stop, FinishesTheInstructionOfAnAccessFirst) {
   }
 }
 
-TEST_F(Stop, FinishesTheInstructionOfAnMmioAccessFirst) {
+// The same for MMIO: the thread is caught when the read was served, and the stop asked for there.
+TEST_F(Stop, FinishesTheInstructionOfAnMmioReadFirst) {
+  // 0: xor %eax, %eax; 2: mov 0xc8000000, %eax, where all ones are; 7: jmp 0
+  const RawKernel kernel(Code().bytes({0x31, 0xc0, 0xa1}).u32(0xc800'0000).bytes({0xeb, 0xf7}));
+  Snare snare;
+  const auto vm = make(raw(kernel.path()));
+  ASSERT_NE(vm, nullptr);
+  vm->use_hooks(&snare);
+  ASSERT_TRUE(vm->start().has_value());
+  for (int turn = 0; turn < 20; ++turn) {
+    for (bool at_read = false; !at_read;) {
+      snare.arm(VcpuPoint::kBeforeClear, 0);
+      snare.caught.acquire();
+      at_read = vm->vcpu_status(0).last_exit == "KVM_EXIT_MMIO"; // else a kick's
+      if (!at_read)
+        snare.let_go.release();
+    }
+    while (snare.signalled.try_acquire()) {
+    }
+    Registers registers;
+    auto stop = std::async(std::launch::async, [&] {
+      return vm->stops().run([&](stopper::StopContext&) {
+        registers = vm->registers(0).value_or(Registers{});
+        return 0;
+      });
+    });
+    snare.signalled.acquire();
+    snare.let_go.release();
+    ASSERT_TRUE(stop.get().has_value());
+    EXPECT_EQ(registers.rip, kRawEntry + 7);
+    EXPECT_EQ(registers.general[0], 0xffff'ffffU);
+  }
+}
+
+TEST_F(Stop, SeesTheRegistersOfAStringInstructionTogether) {
   // mov $0x200000, %esi; mov $0xc8000000, %edi; mov $16, %ecx; cld; rep movsl: one instruction, 16 exits
   const RawKernel kernel(Code()
                              .bytes({0xbe})
