@@ -134,8 +134,14 @@ TEST_F(Kick, OfTheEndWhoseSignalIsLostIsRepeated) {
 TEST_F(Kick, OfAVcpuThatCannotComeFailsAtTheDeadlineAndNamesIt) {
   const auto vm = ringing(2); // vCPU 1 waits to be started, which is as good a thread as any
   ASSERT_NE(vm, nullptr);
-  snare.arm(VcpuPoint::kAfterCheck, 1);
-  ASSERT_TRUE(stop_by(*vm, 20s).has_value()); // sends it once round
+  while (vm->vcpu_status(1).exits == 0) // it may not even have entered yet
+    ASSERT_TRUE(stop_by(*vm, 20s).has_value());
+  ASSERT_TRUE(vm->stops()
+                  .run([&](stopper::StopContext&) { // held now; it goes once round when it is let go
+                    snare.arm(VcpuPoint::kAfterCheck, 1);
+                    return 0;
+                  })
+                  .has_value());
   snare.caught.acquire();
   const auto failed = stop_by(*vm, 50ms);
   ASSERT_FALSE(failed.has_value());
