@@ -35,6 +35,7 @@ void answer_with_ones(const vmm::KvmVcpu& vcpu) noexcept {
 } // namespace
 
 std::expected<std::unique_ptr<BareKick>, Error> BareKick::boot(uint32_t cpus) {
+  vmm::prepare_kick_signal();
   auto memory = vmm::GuestMemory::create(kMemoryBytes, vmm::MemoryBacking::kAnonymous);
   if (!memory)
     return std::unexpected(memory.error());
@@ -94,8 +95,9 @@ void BareKick::run(uint32_t cpu) noexcept {
   tids_[cpu].notify_all();
   while (!ending_.load(std::memory_order_acquire)) {
     const uint32_t turn = turn_.load(std::memory_order_acquire); // pairs with let_go()
-    if (vcpu.enter() == 0) {
-      answer_with_ones(vcpu);
+    if (const int error = vcpu.enter(); error != EINTR) { // EAGAIN: INIT or SIPI came
+      if (error == 0)
+        answer_with_ones(vcpu);
       continue;
     }
     vcpu.set_immediate_exit(false);

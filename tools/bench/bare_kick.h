@@ -24,7 +24,7 @@ namespace stopvisor::tools {
 class BareKick {
 public:
   // Boots the probe guest with the gap scenario on `cpus` vCPUs; they run when this returns.
-  // RETURNS: what KVM or the host refuses. CONTEXT: the signal of vmm/kick_signal.h is prepared.
+  // RETURNS: what KVM or the host refuses. CONTEXT: blocks.
   [[nodiscard]] static std::expected<std::unique_ptr<BareKick>, vmm::Error> boot(uint32_t cpus);
   ~BareKick();
   BareKick(const BareKick&) = delete;
