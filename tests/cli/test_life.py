@@ -41,6 +41,7 @@ class Life(VmCase):
         self.start("--cpus", 2, "--memory-backing", "memfd")
         status = self.status()
         self.assertEqual((status["state"], status["memory_backing"], status["holds"]), ("running", "memfd", 0))
+        self.assertEqual(status["socket"], self.socket_path())
         for vcpu in status["vcpus"]:
             self.assertTrue(os.path.isdir(f"/proc/{status['pid']}/task/{vcpu['tid']}"))
         self.assertIn("vm1: running", self.good("status", "vm1"))

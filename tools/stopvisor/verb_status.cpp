@@ -127,9 +127,11 @@ std::string last_stop_text(const Json& stop) {
 std::string status_text(const Json& status) {
   const Json& kernel = status.at("kernel");
   std::string text = fmt::format(
-      "{}: {}\n  process    {}\n  uptime     {}\n  vCPUs      {}\n  memory     {} ({})\n  kernel     {}\n  holds   "
+      "{}: {}\n  socket     {}\n  process    {}\n  uptime     {}\n  vCPUs      {}\n  memory     {} ({})\n  kernel  "
+      "   {}\n  holds   "
       "   {}\n",
-      status.at("name").get<std::string>(), status.at("state").get<std::string>(), status.at("pid").dump(),
+      status.at("name").get<std::string>(), status.at("state").get<std::string>(),
+      status.at("socket").get<std::string>(), status.at("pid").dump(),
       human_duration(milliseconds_of(status.at("uptime_ms"))), status.at("cpus").dump(),
       human_size(status.at("memory_bytes").get<uint64_t>()), status.at("memory_backing").get<std::string>(),
       kernel.is_null() ? "the built-in probe guest" : kernel.get<std::string>(), status.at("holds").dump());
@@ -171,12 +173,13 @@ public:
       print_text(*answer);
       return 0;
     }
-    if (json) {
-      print_vm_document(vm_, *answer);
-      return 0;
-    }
     try {
-      print_text(status_text(Json::parse(*answer)));
+      Json status = Json::parse(*answer);
+      status["socket"] = client->socket_path();
+      if (json)
+        print_vm_document(vm_, status.dump());
+      else
+        print_text(status_text(status));
     } catch (const Json::exception&) {
       return std::unexpected(strange_answer("status", vm_));
     }
