@@ -5,6 +5,7 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "guest/probe_abi.h"
@@ -18,7 +19,11 @@ std::expected<void, Error> Vm::Parts::start() {
   for (const auto& vcpu : vcpus)
     if (auto made = vcpu->start(); !made)
       return made;
-  reset_thread = std::thread([this] { serve_resets(); });
+  try {
+    reset_thread = std::thread([this] { serve_resets(); });
+  } catch (const std::system_error& error) {
+    return std::unexpected(Error{"start VM", config.name, error.code().message(), Status::kFailed});
+  }
   if (auto made = start_console(); !made)
     return made;
   // Every thread exists and can be kicked: from here on they take part in stops. They wait at their gates, so that
