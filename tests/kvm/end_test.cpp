@@ -122,6 +122,7 @@ TEST_F(End, ByTheGuestMeetsStopsAndHoldsInFlight) {
     const auto vm = started(probe(4, "scenarios=io exit_after_slices=" + std::to_string(1 + turn)));
     ASSERT_NE(vm, nullptr);
     std::vector<std::future<void>> clients;
+    clients.reserve(3);
     for (int client = 0; client < 3; ++client)
       clients.push_back(std::async(std::launch::async, [&vm, client] {
         for (;;) {

@@ -193,12 +193,13 @@ class Storm : public KvmTest, public ::testing::WithParamInterface<uint32_t> {};
 
 TEST_P(Storm, OfStopsFromFourClientsLosesNoAccess) {
   constexpr int kClients = 4;
-  constexpr int kStops = 500;
+  constexpr int kStops = 300;
   const uint32_t cpus = GetParam();
   const auto vm = started(probe(cpus, "scenarios=io"));
   ASSERT_NE(vm, nullptr);
   ASSERT_TRUE(await(*vm, [&] { return cpus_running(*vm) == cpus; }));
   std::vector<std::thread> clients;
+  clients.reserve(kClients);
   for (int client = 0; client < kClients; ++client)
     clients.emplace_back([&vm, client] {
       for (int i = 0; i < kStops; ++i) {
