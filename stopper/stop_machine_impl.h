@@ -226,13 +226,16 @@ void BasicStopMachine<P>::queue_workers(MultiStop& stop) noexcept {
 }
 
 template <class P>
-void BasicStopMachine<P>::lift_missing(MultiStop& stop) noexcept {
+bool BasicStopMachine<P>::lift_missing(MultiStop& stop) noexcept {
+  bool anybody = false;
   for (const auto slots : {stop.plan().vcpus, stop.plan().workers})
     for (Slot* slot : slots)
       if (!slot->lifted && BasicStopper<P>::in_use(slot->work)) {
+        anybody = true;
         slot->lifted = kick_.lift(slot->cpu);
         stop.lift_refused = stop.lift_refused || !slot->lifted;
       }
+  return anybody;
 }
 
 // A thread may have left the stop before we come here; we lower it all the same, so that no guest code keeps the
@@ -247,10 +250,16 @@ void BasicStopMachine<P>::restore_lifted(MultiStop& stop) noexcept {
 
 template <class P>
 MultiStopState BasicStopMachine<P>::await_moving_on(MultiStop& stop, State from, TimePoint deadline) noexcept {
-  const TimePoint patience = P::now() + kLiftAfter;
-  if (const State state = stop.wait_while(from, std::min(patience, deadline)); state != from)
-    return state;
-  lift_missing(stop);
+  // late_ belongs to the wide stops, which are serialised; a stop of two vCPUs does without it.
+  const bool wide = &stop == &wide_;
+  const TimePoint patience = P::now() + (wide && late_ != 0 ? kLiftSoonAfter : kLiftAfter);
+  const State after = stop.wait_while(from, std::min(patience, deadline));
+  if (wide && late_ != 0)
+    --late_;
+  if (after != from)
+    return after;
+  if (lift_missing(stop) && wide)
+    late_ = kLateMemory;
   for (;;) {
     if (const State state = stop.wait_while(from, next_look(deadline)); state != from)
       return state;
