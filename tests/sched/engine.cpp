@@ -6,6 +6,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "tests/sched/arena.h"
 
@@ -48,6 +49,7 @@ void Engine::begin(Strategy& strategy, bool tracing) noexcept {
   for (unsigned i = 0; i < count_; ++i)
     members_[i].status = Status::kFree, members_[i].body = nullptr; // its memory is still there
   count_ = 0;
+  when_settled_ = nullptr;
   ready_ = 0;
   steps_ = 0;
   fingerprint_ = 0;
@@ -141,11 +143,16 @@ void Engine::dispatch(Going going) noexcept {
     uint32_t ready = ready_;
     if (going == Going::kYields && std::popcount(ready) > 1)
       ready &= ~(1u << current_);
+    if (ready == 0 && when_settled_) {
+      exploring_ = true;
+      std::exchange(when_settled_, nullptr)();
+      continue;
+    }
     if (ready == 0) {
       if (!anybody_blocked())
         return leave_schedule(Verdict::kPassed);
       if (!let_time_pass())
-        fail("deadlock: nobody can go on");
+        fail("stuck (deadlock or lost wake-up): nobody can go on");
       continue;
     }
     unsigned next = kNobody;
@@ -190,6 +197,7 @@ void Engine::also(Object& object, Access access) noexcept {
   const uint64_t before = history;
   touch(history, object, access);
   settle_history(current_, before);
+  strategy_->touched(object, access);
 }
 
 // It stands elsewhere than before, though it touched nothing.
@@ -238,6 +246,11 @@ void Engine::unblock_fiber(unsigned fiber) noexcept {
     make_ready(fiber);
 }
 
+void Engine::explore_when_settled(std::function<void()> begin) {
+  exploring_ = false;
+  when_settled_ = std::move(begin);
+}
+
 void Engine::yield(Place where) noexcept {
   if (!active())
     return;
@@ -268,10 +281,8 @@ Object& Engine::wait_queue(const void* address) noexcept {
 // ---- time ---------------------------------------------------------------------------------------------------
 
 TimePoint Engine::now() noexcept {
-  if (active() && next_expected() != kForever && exploring_)
-    step(clock_, Access::kRead, "now");
-  else if (active())
-    also(clock_, Access::kRead);
+  // Not a step of its own: time that passes just before this look might as well pass before the step it belongs to.
+  also(clock_, Access::kRead);
   now_ += tick_;
   return now_;
 }
@@ -294,6 +305,7 @@ void Engine::pass_time(TimePoint to) noexcept {
   const uint64_t before = clock_history_;
   touch(clock_history_, clock_, Access::kWrite);
   settle_history(kClock, before);
+  strategy_->touched(clock_, Access::kWrite);
   if (tracing_)
     std::printf("%6llu  %-10s time passes: %lld ms\n", static_cast<unsigned long long>(steps_), "clock",
                 static_cast<long long>(now_.time_since_epoch().count() / 1'000'000 - 1000));
@@ -314,7 +326,7 @@ bool Engine::let_time_pass() noexcept {
   if (earliest == kForever)
     return false;
   if (!explained)
-    fail("lost wake-up: somebody is late, and only a time-out would go on");
+    fail("stuck (deadlock or lost wake-up): only a time-out would go on");
   if (++steps_ > kStepLimit)
     fail("livelock: time passes and nothing happens");
   pass_time(earliest);

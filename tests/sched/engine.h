@@ -84,6 +84,9 @@ public:
   // From now on everybody runs in a fixed order: the end of a scenario needs no exploring.
   void stop_exploring() noexcept { exploring_ = false; }
 
+  // Runs what there is in a fixed order until nobody can go on; then calls `begin`, and explores from there.
+  void explore_when_settled(std::function<void()> begin);
+
   uint32_t toss(uint32_t bound) noexcept;
   void*& thread_slot() noexcept;
 
@@ -130,6 +133,7 @@ private:
   uint32_t ready_ = 0;
   uint64_t steps_ = 0;
   uint64_t fingerprint_ = 0;
+  std::function<void()> when_settled_;
   Verdict verdict_ = Verdict::kPassed;
   std::string violation_;
   Fiber outside_;

@@ -6,11 +6,16 @@
 //
 // How much, where the options do not say: STOPVISOR_TEST_MODE, one of quick, full (the default) and long.
 // Exit status: 0 nothing found, 1 a violation (printed with what replays it), 2 wrong usage.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 
 #include "tests/sched/scenarios.h"
 
@@ -86,27 +91,57 @@ bool search(const NamedScenario& scenario, unsigned bound) {
   return true;
 }
 
+int replay(const NamedScenario& scenario, const std::string& trace) {
+  ExhaustiveStrategy strategy(0);
+  if (!strategy.replay(trace))
+    return 2;
+  const ScheduleResult result = run_schedule(strategy, scenario.make, true);
+  const bool failed = result.verdict == Verdict::kFailed;
+  std::printf("%s\n", failed ? ("VIOLATION: " + result.violation).c_str() : "passed");
+  return failed ? 1 : 0;
+}
+
+// Few preemptions first: what is found is then found in its simplest form.
+bool search_all_bounds(const NamedScenario& scenario, const Arguments& arguments) {
+  const unsigned most = arguments.bound >= 0 ? static_cast<unsigned>(arguments.bound) : bound_of(scenario);
+  for (unsigned bound = 0; bound <= most; ++bound)
+    if (!search(scenario, bound))
+      return false;
+  return true;
+}
+
+// One process a scenario, as many at once as there are cores.
 int exhaustive(const Arguments& arguments) {
+  const unsigned most_at_once = std::max(1u, std::thread::hardware_concurrency());
+  unsigned running = 0;
   int passed = 0, failed = 0;
+  const auto reap = [&] {
+    int status = 0;
+    if (wait(&status) > 0) {
+      --running;
+      ++(WIFEXITED(status) && WEXITSTATUS(status) == 0 ? passed : failed);
+    }
+  };
   for (const NamedScenario& scenario : small_scenarios()) {
     if (!arguments.scenario.empty() && arguments.scenario != scenario.name)
       continue;
-    if (!arguments.replay.empty()) {
-      ExhaustiveStrategy strategy(0);
-      if (!strategy.replay(arguments.replay))
-        return 2;
-      const ScheduleResult result = run_schedule(strategy, scenario.make, true);
-      std::printf("%s\n",
-                  result.verdict == Verdict::kFailed ? ("VIOLATION: " + result.violation).c_str() : "passed");
-      return result.verdict == Verdict::kFailed ? 1 : 0;
+    if (!arguments.replay.empty())
+      return replay(scenario, arguments.replay);
+    while (running >= most_at_once)
+      reap();
+    std::fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+      const bool good = search_all_bounds(scenario, arguments);
+      std::fflush(stdout);
+      _exit(good ? 0 : 1);
     }
-    // Few preemptions first: what is found is then found in its simplest form.
-    const unsigned most = arguments.bound >= 0 ? static_cast<unsigned>(arguments.bound) : bound_of(scenario);
-    bool good = true;
-    for (unsigned bound = 0; good && bound <= most; ++bound)
-      good = search(scenario, bound);
-    ++(good ? passed : failed);
+    if (child < 0)
+      return 1;
+    ++running;
   }
+  while (running > 0)
+    reap();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed > 0 ? 1 : passed > 0 ? 0 : 2;
 }

@@ -17,12 +17,18 @@ ScheduleResult run_schedule(Strategy& strategy, const std::function<Scenario()>&
   if (scenario->prepare)
     scenario->prepare(*world);
   auto* const busy = new size_t(scenario->clients.size());
-  for (const Client& client : scenario->clients)
-    engine.spawn(client.name, [&client, world, busy] {
-      client.body(*world);
-      if (--*busy == 0) // the last one to end
-        world->finish(world->closing);
-    });
+  const auto start_clients = [&engine, scenario, world, busy] {
+    for (const Client& client : scenario->clients)
+      engine.spawn(client.name, [&client, world, busy] {
+        client.body(*world);
+        if (--*busy == 0) // the last one to end
+          world->finish(world->closing);
+      });
+  };
+  if (scenario->settled)
+    engine.explore_when_settled(start_clients);
+  else
+    start_clients();
   result.verdict = engine.run();
   result.steps = engine.steps();
   if (result.verdict == Verdict::kPassed) {

@@ -19,6 +19,7 @@ struct Scenario {
   World::Shape shape;
   std::function<void(World&)> prepare; // may be empty
   std::vector<Client> clients;
+  bool settled = false; // the clients begin when all vCPUs rest in their guests
   bool ticking = false; // each look at the clock advances it
 };
 

@@ -22,7 +22,10 @@ Terms hurried() {
 }
 
 Scenario pair(Body one, Body two, World::Shape shape = {}) {
-  return {.shape = shape, .prepare = {}, .clients = {{"client0", std::move(one)}, {"client1", std::move(two)}}};
+  return {.shape = shape,
+          .prepare = {},
+          .clients = {{"client0", std::move(one)}, {"client1", std::move(two)}},
+          .settled = true};
 }
 
 void plain_hold(World& world) {
@@ -64,8 +67,14 @@ Scenario hotplug(Body client, Body plug, uint32_t offline = 0) {
   return scenario;
 }
 
-Scenario abort_race(int64_t milliseconds, Body hasty) {
-  Scenario scenario = pair([milliseconds](World& world) { hold(world, within(milliseconds)); }, std::move(hasty));
+Scenario abort_race(int64_t milliseconds, Body hasty, Body afterwards = {}) {
+  Scenario scenario = pair(
+      [milliseconds, afterwards](World& world) {
+        hold(world, within(milliseconds));
+        if (afterwards)
+          afterwards(world);
+      },
+      std::move(hasty));
   scenario.prepare = [](World& world) { world.rekicks_allowed = true; };
   return scenario;
 }
@@ -75,10 +84,10 @@ constexpr NamedScenario kScenarios[] = {
     {"hold-wide", [] { return pair(plain_hold, wide); }},
     {"wide-wide", [] { return pair(wide, on_all); }},
     {"wide-two", [] { return pair(wide, two); }},
-    {"hold-two", [] { return pair(plain_hold, two); }},
-    {"two-two", [] { return pair(two, [](World& world) { stop_two(world, 0, 1, kNumber); }); }},
+    {"hold-two", [] { return pair(plain_hold, two); }, 1},
+    {"two-two", [] { return pair(two, [](World& world) { stop_two(world, 0, 1, kNumber); }); }, 1},
     {"wide-one", [] { return pair(wide, one); }},
-    {"one-one", [] { return pair(one, one); }},
+    {"one-one", [] { return pair(one, one); }, 3},
     {"cpus-two", [] { return pair(each, two); }},
     {"cpus-hold", [] { return pair(each, plain_hold); }},
     {"cpus-try",
@@ -91,7 +100,8 @@ constexpr NamedScenario kScenarios[] = {
              hold(world, {}, &first);
            },
            one);
-     }},
+     },
+     3},
     {"nowait-hold",
      [] {
        return pair(
@@ -117,11 +127,20 @@ constexpr NamedScenario kScenarios[] = {
     {"worker-hold", [] { return pair(plain_hold, one, {.cpus = 2, .workers = 1}); }},
     {"worker-abort",
      [] { return pair([](World& world) { hold(world, within(5)); }, [](World&) {}, {.cpus = 1, .workers = 1}); }},
+    {"abort-again", // the next stop meets whoever came late to the one that was given up
+     [] { return abort_race(5, [](World&) {}, [](World& world) { hold(world, {}); }); }, 1},
     {"abort-hold", [] { return abort_race(5, plain_hold); }},
-    {"abort-two", [] { return abort_race(5, [](World& world) { stop_two(world, 0, 1, within(7)); }); }},
-    {"abort-one", [] { return abort_race(5, [](World& world) { stop_one(world, 1, within(7)); }); }},
+    {"abort-two", [] { return abort_race(5, two); }, 1},
+    {"two-abort",
+     [] {
+       Scenario scenario = pair([](World& world) { stop_two(world, 0, 1, within(5)); }, plain_hold);
+       scenario.prepare = [](World& world) { world.rekicks_allowed = true; };
+       return scenario;
+     },
+     1},
+    {"abort-one", [] { return abort_race(5, [](World& world) { stop_one(world, 1, within(7)); }); }, 1},
     {"abort-cpus",
-     [] { return abort_race(5, [](World& world) { stop_cpus(world, CpuMask::first_n(2), within(7)); }); }},
+     [] { return abort_race(5, [](World& world) { stop_cpus(world, CpuMask::first_n(2), within(7)); }); }, 1},
     {"abort-stuck",
      [] {
        Scenario scenario = abort_race(5, wide);
@@ -144,14 +163,15 @@ constexpr NamedScenario kScenarios[] = {
     {"hold-offline", [] { return hotplug(plain_hold, leave); }},
     {"wide-offline", [] { return hotplug(on_all, leave); }},
     {"two-offline", [] { return hotplug(two, leave); }},
-    {"one-offline", [] { return hotplug(one, leave); }},
-    {"hold-online", [] { return hotplug(plain_hold, come, 0b10); }},
+    {"one-offline", [] { return hotplug(one, leave); }, 3},
+    {"hold-online", [] { return hotplug(plain_hold, come, 0b10); }, 3},
     {"one-offline-hold",
      [] {
        Scenario scenario = hotplug(one, leave);
        scenario.clients.push_back({"client2", plain_hold});
        return scenario;
-     }},
+     },
+     1},
     {"inactive-one",
      [] {
        return hotplug([](World& world) { stop_one(world, 0, kNumber); },
@@ -160,7 +180,8 @@ constexpr NamedScenario kScenarios[] = {
                         come(world);
                       },
                       0b10);
-     }},
+     },
+     3},
     {"service-run-run", [] { return pair(run, run); }},
     {"service-run-hurried", [] { return pair([](World& world) { service_run(world, hurried()); }, run); }},
     {"service-hold-run", [] { return pair(keep, run); }},
@@ -170,21 +191,28 @@ constexpr NamedScenario kScenarios[] = {
        Scenario scenario = pair(keep, [](World& world) { service_run(world, within(5)); });
        scenario.clients.push_back({"client2", run});
        return scenario;
+     },
+     0},
+    {"service-hold-deadline",
+     [] {
+       return pair([](World& world) { service_hold(world, hurried()); },
+                   [](World& world) { service_run(world, within(5)); });
      }},
-    {"service-hold-deadline", [] { return pair(keep, [](World& world) { service_run(world, within(5)); }); }},
     {"service-close",
      [] {
        Scenario scenario = pair(keep, close_service);
        scenario.prepare = [](World& world) { world.closing = true; };
        return scenario;
-     }},
+     },
+     3},
     {"service-close-run",
      [] {
        Scenario scenario = pair(run, close_service);
        scenario.prepare = [](World& world) { world.closing = true; };
        scenario.clients.push_back({"client2", keep});
        return scenario;
-     }},
+     },
+     1},
 };
 
 } // namespace

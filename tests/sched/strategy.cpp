@@ -119,17 +119,38 @@ bool ExhaustiveStrategy::seen_before(const Moment& moment) noexcept {
   for (unsigned last = 0; last <= kFree; ++last)
     if (seen.spent[last] != kUnseen && seen.spent[last] + (last == kFree || last == mine ? 0u : 1u) <= spent_)
       return true;
-  seen.spent[mine] = static_cast<uint8_t>(spent_);
+  if (asleep_ == 0) // else not all that could follow will be explored from here
+    seen.spent[mine] = static_cast<uint8_t>(spent_);
   return false;
 }
 
+void ExhaustiveStrategy::touched(const Object& object, Access access) noexcept {
+  const uint64_t bit = uint64_t{1} << (mix(1, reinterpret_cast<uintptr_t>(&object)) >> 58);
+  if (recording_ != kNone) {
+    Footprint& footprint = nodes_[recording_].going_on;
+    (access == Access::kRead ? footprint.read : footprint.written) |= bit;
+  }
+  for (uint32_t rest = asleep_; rest != 0; rest &= rest - 1) {
+    const auto fiber = static_cast<unsigned>(std::countr_zero(rest));
+    const Footprint& step = wakes_[fiber];
+    if (((access == Access::kRead ? step.written : step.written | step.read) & bit) != 0)
+      asleep_ &= ~(1u << fiber);
+  }
+}
+
 unsigned ExhaustiveStrategy::pick(const Moment& moment) noexcept {
+  recording_ = kNone;
   const bool free = moment.current == kNobody;
+  const uint32_t awake = moment.ready & ~asleep_;
+  if (awake == 0)
+    return kNobody;
   if (std::has_single_bit(moment.ready))
     return static_cast<unsigned>(std::countr_zero(moment.ready));
+  const bool goes_on = !free && (awake >> moment.current & 1) != 0;
   if (!free && spent_ == bound_) {
     // Nothing to decide, but here, too, the schedule may run into a state that is known. Every fourth is enough.
-    if (!replaying_ && depth_ >= nodes_.size() && (moment.fingerprint & 3) == 0 && seen_before(moment))
+    if (!goes_on ||
+        (!replaying_ && depth_ >= nodes_.size() && (moment.fingerprint & 3) == 0 && seen_before(moment)))
       return kNobody;
     return moment.current;
   }
@@ -137,20 +158,30 @@ unsigned ExhaustiveStrategy::pick(const Moment& moment) noexcept {
   if (depth >= nodes_.size()) {
     if (!replaying_ && seen_before(moment))
       return kNobody;
-    auto first = static_cast<uint8_t>(free ? std::countr_zero(moment.ready) : static_cast<int>(moment.current));
-    const uint8_t preferred = first;
+    const auto first = static_cast<uint8_t>(goes_on ? static_cast<int>(moment.current) : std::countr_zero(awake));
+    const auto usual =
+        static_cast<uint8_t>(free ? std::countr_zero(moment.ready) : static_cast<int>(moment.current));
+    nodes_.push_back({{}, awake & ~(1u << first), first, usual, static_cast<uint8_t>(spent_), free});
     for (const auto& [at, whom] : wanted_)
       if (at == depth && (moment.ready >> whom & 1) != 0)
-        first = whom;
-    nodes_.push_back({moment.ready & ~(1u << first), first, preferred, static_cast<uint8_t>(spent_), free});
+        nodes_.back().chosen = whom;
   }
-  const Node& node = nodes_[depth];
+  Node& node = nodes_[depth];
   if ((moment.ready >> node.chosen & 1) == 0) {
     std::fprintf(stderr, "sched: the world is not deterministic: step %zu cannot be repeated\n", depth);
     std::abort();
   }
-  if (!node.free && node.chosen != moment.current)
-    ++spent_;
+  if (node.free)
+    return node.chosen;
+  if (node.chosen == moment.current) {
+    recording_ = depth;
+    return node.chosen;
+  }
+  ++spent_;
+  if (goes_on && !replaying_) {
+    asleep_ |= 1u << moment.current;
+    wakes_[moment.current] = node.going_on;
+  }
   return node.chosen;
 }
 
@@ -164,6 +195,8 @@ bool ExhaustiveStrategy::next_schedule() noexcept {
     nodes_.pop_back();
   depth_ = 0;
   spent_ = 0;
+  asleep_ = 0;
+  recording_ = kNone;
   if (nodes_.empty())
     return false;
   Node& node = nodes_.back();
@@ -175,7 +208,7 @@ bool ExhaustiveStrategy::next_schedule() noexcept {
 std::string ExhaustiveStrategy::trace() const {
   std::string text = std::to_string(bound_) + ":";
   for (size_t at = 0; at < nodes_.size() && at < depth_; ++at)
-    if (nodes_[at].chosen != nodes_[at].first)
+    if (nodes_[at].chosen != nodes_[at].usual)
       text += (text.back() == ':' ? "" : ",") + std::to_string(at) + "=" + std::to_string(nodes_[at].chosen);
   return text;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/sched/world.h"
 
+#include <algorithm>
 #include <cstdio>
 
 namespace stopvisor::sched {
@@ -242,6 +243,13 @@ void World::check(const StopReport& report) {
     engine.fail("kicks were repeated though none was lost");
   if (report.end == StopEnd::kAborted && report.stragglers.empty() && report.all_held_ns != 0)
     engine.fail("an aborted stop has a time at which all were held");
+  // vCPUs come to rest before the workers, and are let go after them.
+  int64_t vcpus_held = 0, vcpus_released = INT64_MAX;
+  for (const auto& one : report.participants)
+    if (!one.worker) {
+      vcpus_held = std::max(vcpus_held, one.held_ns);
+      vcpus_released = std::min(vcpus_released, one.released_ns);
+    }
   for (const auto& one : report.participants) {
     const bool came = one.held_ns != 0;
     if (report.end == StopEnd::kAborted) {
@@ -252,6 +260,8 @@ void World::check(const StopReport& report) {
     if (!came || one.held_ns > report.all_held_ns || one.released_ns < report.exit_ns ||
         one.released_ns > report.left_ns)
       engine.fail("participant %u was not held during the stop that the report tells of", one.cpu);
+    if (one.worker && (one.held_ns < vcpus_held || one.released_ns > vcpus_released))
+      engine.fail("worker %u was held before, or released after, a vCPU", one.cpu - shape_.cpus);
   }
 }
 

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+// All that instantiates the stopper, in one translation unit: what mutants.py compiles again for each mutant.
+#include "tests/sched/operations.cpp"
+#include "tests/sched/random_scenario.cpp"
+#include "tests/sched/schedule.cpp"
+#include "tests/sched/small_scenarios.cpp"
+#include "tests/sched/world.cpp"
