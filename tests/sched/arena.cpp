@@ -11,7 +11,7 @@ namespace stopvisor::sched {
 namespace {
 
 constexpr size_t kArenaBytes = 8 * 1024 * 1024;
-alignas(64) std::byte arena[kArenaBytes];
+alignas(64) [[maybe_unused]] std::byte arena[kArenaBytes]; // sanitizers have their own
 size_t arena_used = 0;
 bool arena_on = false;
 

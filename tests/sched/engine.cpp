@@ -15,7 +15,7 @@ namespace {
 
 constexpr uint64_t kStepLimit = 60'000; // a schedule needs about a thousand
 
-std::string format_text(const char* format, va_list arguments) {
+__attribute__((format(printf, 1, 0))) std::string format_text(const char* format, va_list arguments) {
   char text[512];
   std::vsnprintf(text, sizeof text, format, arguments);
   return text;
@@ -103,8 +103,11 @@ Verdict Engine::run() noexcept {
   if (ready_ != 0) {
     last_run_ = static_cast<unsigned>(std::countr_zero(ready_));
     current_ = last_run_;
+    Fiber::publish(this);
     Fiber::switch_between(outside_, members_[current_].fiber);
     current_ = kNobody;
+    for (unsigned i = 0; i < count_; ++i)
+      Fiber::seen(&members_[i]);
   }
   return verdict_;
 }
@@ -113,8 +116,10 @@ void Engine::enter_fiber() {
   Fiber::arrived();
   Engine& engine = get();
   Member& self = engine.members_[engine.current_];
+  Fiber::seen(&engine);
   engine.went_on();
   self.body();
+  Fiber::publish(&self);
   self.status = Status::kEnded;
   engine.ready_ &= ~(1u << engine.current_);
   engine.also(engine.wait_queue(&self), Access::kWrite);
@@ -269,6 +274,7 @@ void Engine::join(unsigned fiber) noexcept {
   while (other.status != Status::kEnded && other.status != Status::kFree)
     block(&other, kForever, "join", Place::current());
   other.status = Status::kFree;
+  Fiber::seen(&other);
   also(wait_queue(&other), Access::kWrite);
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// All that instantiates the stopper, in one translation unit: what mutants.py compiles again for each mutant.
+// All that uses the stopper, in one translation unit: what mutants.py compiles again for each mutant.
 #include "tests/sched/operations.cpp"
 #include "tests/sched/random_scenario.cpp"
 #include "tests/sched/schedule.cpp"

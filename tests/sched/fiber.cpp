@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <utility>
 
 #ifdef STOPVISOR_SCHED_ASAN
 #include <pthread.h>
@@ -69,6 +70,11 @@ Fiber::~Fiber() {
 }
 
 void Fiber::prepare(void (*entry)()) {
+#ifdef STOPVISOR_SCHED_TSAN
+  // What was on the stack belongs to a fiber that will not go on; TSan forgets it with the mapping.
+  if (stack_ != nullptr)
+    munmap(std::exchange(stack_, nullptr), kStackBytes);
+#endif
   if (stack_ == nullptr) {
     void* const memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
@@ -112,6 +118,18 @@ void Fiber::switch_between(Fiber& from, Fiber& to) noexcept {
 void Fiber::arrived() noexcept {
 #ifdef STOPVISOR_SCHED_ASAN
   __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+}
+
+void Fiber::publish([[maybe_unused]] const void* name) noexcept {
+#ifdef STOPVISOR_SCHED_TSAN
+  __tsan_release(const_cast<void*>(name));
+#endif
+}
+
+void Fiber::seen([[maybe_unused]] const void* name) noexcept {
+#ifdef STOPVISOR_SCHED_TSAN
+  __tsan_acquire(const_cast<void*>(name));
 #endif
 }
 

@@ -17,13 +17,7 @@
 #define STOPVISOR_SCHED_ASAN 1
 #endif
 #endif
-#if defined(__SANITIZE_THREAD__)
-#define STOPVISOR_SCHED_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define STOPVISOR_SCHED_TSAN 1
-#endif
-#endif
+// STOPVISOR_SCHED_TSAN comes from the build: in such a one the stopper is instrumented, but nothing here is.
 
 namespace stopvisor::sched {
 
@@ -42,6 +36,9 @@ public:
   static void switch_between(Fiber& from, Fiber& to) noexcept;
   // The first call on a fiber's stack; sanitizers want to know.
   static void arrived() noexcept;
+  // What the caller did until now happens before what others do after they called seen(name).
+  static void publish(const void* name) noexcept;
+  static void seen(const void* name) noexcept;
 
 private:
   static constexpr size_t kStackBytes = 256 * 1024;

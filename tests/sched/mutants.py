@@ -180,8 +180,10 @@ def mutate(mutant, folder):
 
 def compile_mutant(folder, compiler, library):
     program = folder / "mutant"
+    unit = folder / "unit.cpp"
+    unit.write_text('#include "tests/sched/everything.cpp"\n#include "tests/sched/machine.cpp"\n')
     command = [*compiler, "-std=c++23", "-D_GNU_SOURCE", "-O1", "-w", f"-I{folder}",
-               str(folder / "tests/sched/everything.cpp"), str(folder / "stopper/error.cpp"), library, "-o", str(program)]
+               str(unit), str(folder / "stopper/error.cpp"), library, "-o", str(program)]
     built = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     return program if built.returncode == 0 else built.stderr
 

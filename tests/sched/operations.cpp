@@ -161,6 +161,7 @@ void hold_and_hand_over(World& world, const Terms& terms, Handover& to) {
   to.claim = world.everything(watch.owner());
   world.begin_claim(to.claim, "hold");
   to.stop = std::move(*stop);
+  Fiber::publish(&to);
   if (to.waiting != kNobody)
     Engine::get().unblock_fiber(to.waiting);
 }
@@ -171,6 +172,7 @@ void release_what_is_handed_over(World& world, Handover& from) {
   for (;;) {
     engine.step(from.object, Access::kWrite, "anything handed over?");
     if (from.stop) {
+      Fiber::seen(&from);
       Stop stop = std::move(from.stop);
       world.use(from.claim);
       world.end_claim(from.claim);

@@ -42,17 +42,26 @@ public:
     Engine::get().note("%lld -> %lld", plain(), static_cast<long long>(value));
     return value_.exchange(value, order);
   }
+  // Nothing is read after the operation: others may have seen it and ended the object's life.
   T fetch_add(T value, std::memory_order order, Place where = Place::current()) noexcept {
-    return modified("fetch_add", where, value_.fetch_add(value, before("fetch_add", where, order)));
+    step(Access::kWrite, "fetch_add", where);
+    const T old = value_.fetch_add(value, order);
+    return modified(old, static_cast<T>(old + value));
   }
   T fetch_sub(T value, std::memory_order order, Place where = Place::current()) noexcept {
-    return modified("fetch_sub", where, value_.fetch_sub(value, before("fetch_sub", where, order)));
+    step(Access::kWrite, "fetch_sub", where);
+    const T old = value_.fetch_sub(value, order);
+    return modified(old, static_cast<T>(old - value));
   }
   T fetch_or(T value, std::memory_order order, Place where = Place::current()) noexcept {
-    return modified("fetch_or", where, value_.fetch_or(value, before("fetch_or", where, order)));
+    step(Access::kWrite, "fetch_or", where);
+    const T old = value_.fetch_or(value, order);
+    return modified(old, static_cast<T>(old | value));
   }
   T fetch_and(T value, std::memory_order order, Place where = Place::current()) noexcept {
-    return modified("fetch_and", where, value_.fetch_and(value, before("fetch_and", where, order)));
+    step(Access::kWrite, "fetch_and", where);
+    const T old = value_.fetch_and(value, order);
+    return modified(old, static_cast<T>(old & value));
   }
   bool compare_exchange_strong(T& expected, T value, std::memory_order success, std::memory_order failure,
                                Place where = Place::current()) noexcept {
@@ -88,12 +97,8 @@ private:
     Engine::get().step(object_, access, what, where);
     check_alive(what, where); // after others had their turn
   }
-  std::memory_order before(const char* what, Place where, std::memory_order order) const noexcept {
-    step(Access::kWrite, what, where);
-    return order;
-  }
-  T modified(const char* /*what*/, Place /*where*/, T old) const noexcept {
-    Engine::get().note("%lld -> %lld", static_cast<long long>(old), plain());
+  static T modified(T old, T now) noexcept {
+    Engine::get().note("%lld -> %lld", static_cast<long long>(old), static_cast<long long>(now));
     return old;
   }
 

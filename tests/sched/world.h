@@ -14,6 +14,11 @@
 #include "stopper/stop_service.h"
 #include "tests/sched/sched_platform.h"
 
+namespace stopvisor::stopper {
+extern template class BasicStopMachine<sched::SchedPlatform>; // in machine.cpp
+extern template class BasicStopService<sched::SchedPlatform>;
+} // namespace stopvisor::stopper
+
 namespace stopvisor::sched {
 
 using stopper::CpuId;
