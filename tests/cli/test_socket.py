@@ -182,6 +182,8 @@ class ControlSocket(VmCase):
         self.assertEqual((status, report["end"], len(report["participants"])), (200, "completed", 1))
         one = report["participants"][0]
         self.assertTrue(one["kicked_ns"] <= one["held_ns"] <= one["released_ns"], one)
+        self.assertEqual([type(one["lifted"]), type(report["lift_refused"])], [bool, bool])
+        self.assertIs(type(connection.ask("GET", "/v1/status")[1]["last_stop"]["lift_refused"]), bool)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,9 @@ std::string last_stop_text(const Json& stop) {
     text += ", all held after " + human_duration(nanoseconds_of(stop.at("all_held_ns")));
   if (!stop.at("hold_ns").is_null())
     text += ", held for " + human_duration(nanoseconds_of(stop.at("hold_ns")));
+  if (stop.value("lift_refused", false))
+    text +=
+        "\n             somebody was late, and raising its priority was refused (CAP_SYS_NICE or RLIMIT_RTPRIO)";
   return text;
 }
 

@@ -76,6 +76,13 @@ Json since(int64_t requested_ns, int64_t then_ns) {
   return then_ns == 0 ? Json(nullptr) : Json(then_ns - requested_ns);
 }
 
+constexpr uint32_t kNeverInGuest = UINT32_MAX; // as a vCPU thread says it (VcpuThread::kNoExit)
+
+// KVM's exit reason; null where the participant is none that enters the guest, or has not been in it yet.
+Json activity_document(const stopper::ParticipantReport& participant) {
+  return participant.worker || participant.activity == kNeverInGuest ? Json(nullptr) : Json(participant.activity);
+}
+
 Json report_summary(const stopper::StopReport& report) {
   if (report.end == stopper::StopEnd::kNone)
     return nullptr;
@@ -83,6 +90,7 @@ Json report_summary(const stopper::StopReport& report) {
           {"end", name_of(report.end)},
           {"shared", report.shared},
           {"rekicks", report.rekicks},
+          {"lift_refused", report.lift_refused},
           {"all_held_ns", since(report.requested_ns, report.all_held_ns)},
           {"hold_ns", report.left_ns == 0 ? Json(nullptr) : Json(report.hold_ns())},
           {"participants", report.participants.size()}};
@@ -169,13 +177,14 @@ ApiReply serve_stop_report(ApiContext& context, const ApiRequest& request) {
   Json list = Json::array();
   for (const stopper::ParticipantReport& participant : report.participants)
     list.push_back({{participant.worker ? "worker" : "cpu", participant.cpu},
-                    {"activity", participant.activity},
+                    {"activity", activity_document(participant)},
                     {"kicked_ns", since(asked, participant.kicked_ns)},
                     {"out_ns", since(asked, participant.out_ns)},
                     {"held_ns", since(asked, participant.held_ns)},
                     {"ran_ns", since(asked, participant.ran_ns)},
                     {"released_ns", since(asked, participant.released_ns)},
-                    {"result", participant.result}});
+                    {"result", participant.result},
+                    {"lifted", participant.lifted}});
   document["participants"] = std::move(list);
   return document_reply(document);
 }
