@@ -34,13 +34,13 @@ public:
 // Vm::start(), and kept until the Vm is gone (or replaced by null, and a full stop made after that).
 class VcpuHookPoint {
 public:
-  void install(VcpuHooks* hooks) noexcept { hooks_.store(hooks, std::memory_order_release); } // H1
+  void install(VcpuHooks* hooks) noexcept { hooks_.store(hooks, std::memory_order_release); } // T1
   void at(VcpuPoint point, uint32_t cpu) const noexcept {
-    if (VcpuHooks* const hooks = hooks_.load(std::memory_order_acquire); hooks != nullptr) // pairs with H1
+    if (VcpuHooks* const hooks = hooks_.load(std::memory_order_acquire); hooks != nullptr) // pairs with T1
       hooks->at(point, cpu);
   }
   [[nodiscard]] bool drop_signal(uint32_t cpu) const noexcept {
-    VcpuHooks* const hooks = hooks_.load(std::memory_order_acquire); // pairs with H1
+    VcpuHooks* const hooks = hooks_.load(std::memory_order_acquire); // pairs with T1
     return hooks != nullptr && hooks->drop_signal(cpu);
   }
 
