@@ -234,6 +234,9 @@ private:
     for (;;) {
       const State next = from == State::kExit ? State::kNone : static_cast<State>(static_cast<uint32_t>(from) + 1);
       // Before the exchange: after it, others act on it.
+      // relaxed: all excuses were made before the coordinator acknowledged Prepare (M2). Read any later, a 0 might
+      // mean that the runners are done, and we would open the gates without having seen what they did.
+      const bool nobody_runs = next == State::kRun && acks(State::kRun).load(std::memory_order_relaxed) == 0;
       if (next == State::kRun)
         all_held_ns_ = now_ns();
       if (next == State::kNone)
@@ -250,7 +253,7 @@ private:
         P::wake_all(state_); // the coordinator queues the workers' works
         return;
       case State::kRun:
-        if (acks(State::kRun).load(std::memory_order_relaxed) == 0) // every runner was excused (INV2)
+        if (nobody_runs) // each one was excused
           break;
         // Read before the gate opens: behind it, the stop may be over at any moment, and armed again.
         if (plan_.coordinator_runs && active_vcpus_ != 0) {
