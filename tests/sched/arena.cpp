@@ -10,7 +10,7 @@
 namespace stopvisor::sched {
 namespace {
 
-constexpr size_t kArenaBytes = 8 * 1024 * 1024;
+constexpr size_t kArenaBytes = size_t{8} * 1024 * 1024;
 alignas(64) [[maybe_unused]] std::byte arena[kArenaBytes]; // sanitizers have their own
 size_t arena_used = 0;
 bool arena_on = false;

@@ -41,7 +41,7 @@ public:
   static void seen(const void* name) noexcept;
 
 private:
-  static constexpr size_t kStackBytes = 256 * 1024;
+  static constexpr size_t kStackBytes = size_t{256} * 1024;
 
   void* saved_ = nullptr; // the stack pointer
   std::byte* stack_ = nullptr;

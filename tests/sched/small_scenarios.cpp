@@ -67,7 +67,7 @@ Scenario hotplug(Body client, Body plug, uint32_t offline = 0) {
   return scenario;
 }
 
-Scenario abort_race(int64_t milliseconds, Body hasty, Body afterwards = {}) {
+Scenario abort_race(int64_t milliseconds, Body hasty, const Body& afterwards = {}) {
   Scenario scenario = pair(
       [milliseconds, afterwards](World& world) {
         hold(world, within(milliseconds));

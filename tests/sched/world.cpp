@@ -91,12 +91,13 @@ void World::guest_step(CpuId cpu) {
   Member& self = members_[cpu];
   engine.step(self.memory, Access::kRead, "guest reads");
   check_unclaimed(self, cpu, "reads memory");
-  const uint64_t first = self.words[0];
+  const uint64_t first = read_guest(self.words[0]);
   engine.step(self.memory, Access::kRead, "guest reads");
   check_unclaimed(self, cpu, "reads memory");
-  if (self.words[1] != first)
+  const uint64_t second = read_guest(self.words[1]);
+  if (second != first)
     engine.fail("vCPU %u sees a torn write: %llu and %llu", cpu, static_cast<unsigned long long>(first),
-                static_cast<unsigned long long>(self.words[1]));
+                static_cast<unsigned long long>(second));
   if (shape_.workers > 0) { // a doorbell
     Member& worker = members_[shape_.cpus + cpu % shape_.workers];
     engine.step(worker.signal, Access::kWrite, "guest rings the doorbell");
@@ -142,9 +143,11 @@ void World::serve_request(CpuId worker) {
   self.request = false;
   check_unclaimed(self, worker, "serves a request");
   self.in_guest = true;
-  for (int n = 0; n < 2; ++n) {
+  const uint64_t stamp = ++stamp_;
+  for (const size_t n : {0, 1}) {
     engine.step(self.memory, Access::kWrite, "worker writes");
     check_unclaimed(self, worker, "writes memory");
+    write_guest(self.words[n], stamp);
   }
   self.in_guest = false;
 }
@@ -227,7 +230,7 @@ void World::use(const Claim& claim) {
   for (const size_t word : {0, 1}) {
     Engine::get().step(step, Access::kRead, word == 0 ? "writes word 0 of all" : "writes word 1 of all");
     for_each(claim, [&](Member& member, CpuId) {
-      member.words[word] = stamp;
+      write_guest(member.words[word], stamp);
       Engine::get().also(member.memory, Access::kWrite);
     });
   }

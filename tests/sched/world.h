@@ -35,6 +35,10 @@ using Service = stopper::BasicStopService<SchedPlatform>;
 using Stop = stopper::BasicStop<SchedPlatform>;
 using Work = stopper::BasicWork<SchedPlatform>;
 
+// Plain accesses to guest memory: nothing but the stopper orders them.
+uint64_t read_guest(const uint64_t& word) noexcept;
+void write_guest(uint64_t& word, uint64_t value) noexcept;
+
 inline constexpr CpuId kMostCpus = 5;
 inline constexpr CpuId kMostWorkers = 2;
 
