@@ -12,8 +12,21 @@ import vm_case
 from vm_case import STOPVISOR, VmCase
 
 
-# Of each of the four clients; 10000 is what must hold, and takes minutes.
-STORM_ROUNDS = int(os.environ.get("STOPVISOR_STORM_ROUNDS", "500"))
+FULL = os.environ.get("STOPVISOR_TEST_MODE", "quick") != "quick"
+SANITIZED = "ASAN_OPTIONS" in os.environ  # set by tests/run.py; a round takes many times as long there
+
+
+def storm_rounds():
+    """Rounds of each of the four clients: 10000 together in a full run."""
+    if "STOPVISOR_STORM_ROUNDS" in os.environ:
+        return int(os.environ["STOPVISOR_STORM_ROUNDS"])
+    if SANITIZED:
+        return 300
+    return 2500 if FULL else 500
+
+
+STORM_ROUNDS = storm_rounds()
+START_ROUNDS = 500 if FULL and not SANITIZED else 100
 
 
 class Hold(VmCase):
@@ -143,6 +156,14 @@ class Hold(VmCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn("the VM ended while the command ran", done.stderr)
 
+    def test_hold_says_when_the_vm_does_not_answer_at_the_end(self):
+        pid = self.start()
+        self.addCleanup(os.kill, pid, signal.SIGCONT)
+        line = self.refused(4, "hold", "vm1", "--timeout", "1s", "--", "sh", "-c", f"kill -STOP {pid}")
+        self.assertEqual(line, "stopvisor: hold: vm1: no answer in time")
+        os.kill(pid, signal.SIGCONT)
+        self.eventually(lambda: self.status()["holds"] == 0, "the lease ends")
+
     def test_a_lease_ends_with_its_connection(self):
         self.start()
         connection = self.connect()
@@ -221,7 +242,7 @@ class Hold(VmCase):
         self.start("--cpus", 4, "--paused", "--cmdline", "scenarios=io")
         letting_go = threading.Thread(target=self.good, args=("resume", "vm1"))
         letting_go.start()
-        self.storm(4, 100, self.pause_and_resume)
+        self.storm(4, START_ROUNDS, self.pause_and_resume)
         letting_go.join()
         self.wait_until_guest_runs(4)
         self.io_is_exact(4)
