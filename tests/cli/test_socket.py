@@ -13,7 +13,7 @@ import unittest
 import vm_case
 from vm_case import VmCase
 
-BODY_LIMIT = 16 << 20
+BODY_LIMIT = 5 << 20
 
 
 class ControlSocket(VmCase):
@@ -122,6 +122,23 @@ class ControlSocket(VmCase):
         self.assertEqual((status, error["status"]), (413, 2))
         self.assertIn("larger than", error["reason"])
         self.still_answers()
+
+    def test_a_body_nested_without_end_is_refused_and_the_vm_goes_on(self):
+        connection = self.connect()
+        deep = "[" * 500000 + "]" * 500000
+        for body in ('{"writes":[{"x":' + deep + "}]}", deep, "[" * BODY_LIMIT, '{"x":' * 100000):
+            status, answer = connection.ask("POST", "/v1/poke", body)
+            self.assertEqual((status, answer["error"]["status"]), (400, 2))
+            self.assertIn("nested deeper than 16 levels", answer["error"]["reason"])
+        self.still_answers()
+
+    def test_the_largest_poke_fits(self):
+        size = (1 << 20) // 4096
+        writes = [{"address": f"gpa:{0x800000 + at * size:#018x}", "bytes": "ab" * size, "expect": "00" * size}
+                  for at in range(4096)]
+        body = json.dumps({"writes": writes})
+        self.assertGreater(len(body), 4 << 20)
+        self.assertEqual(self.connect().ask("POST", "/v1/poke", body)[0], 200)
 
     def test_framing_that_cannot_be_trusted_is_refused(self):
         for head, expected in ((b"Transfer-Encoding: chunked", 411), (b"Content-Length: x", 400),

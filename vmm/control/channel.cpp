@@ -86,13 +86,17 @@ size_t Channel::read(std::span<char> to) {
   return length;
 }
 
-bool Channel::read_all(std::span<char> to) {
+bool Channel::read_all(std::string& to, size_t bytes) {
   const Clock::time_point begun = Clock::now();
-  while (!to.empty()) {
-    const size_t got = read(to);
-    if (got == 0 || Clock::now() - begun > 3 * kPatience)
+  while (bytes > 0) {
+    if (taken_ == in_.size() && receive() != Received::kBytes)
       return false;
-    to = to.subspan(got);
+    const size_t length = std::min(bytes, in_.size() - taken_);
+    to.append(in_, taken_, length);
+    taken_ += length;
+    bytes -= length;
+    if (Clock::now() - begun > 3 * kPatience)
+      return false;
   }
   return true;
 }

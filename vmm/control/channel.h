@@ -14,7 +14,8 @@
 namespace stopvisor::vmm {
 
 inline constexpr size_t kMaxHeadBytes = 16 << 10;
-inline constexpr size_t kMaxBodyBytes = 16 << 20;
+// The largest request is a poke of 1 MiB with as much expected: 4 MiB of digits, and 4096 addresses around them.
+inline constexpr size_t kMaxBodyBytes = 5 << 20;
 
 // What waiting for a request ended with.
 enum class HeadWait {
@@ -40,8 +41,9 @@ public:
 
   // Takes what is buffered, else reads; 0 at the end of the stream, on an error or when the peer is too slow.
   size_t read(std::span<char> to);
-  // Fills `to` completely; false where the stream ended or the peer was too slow.
-  [[nodiscard]] bool read_all(std::span<char> to);
+  // Appends `bytes` to `to`, which grows as they arrive: announcing many costs a peer's memory, not ours.
+  // RETURNS: false where the stream ended or the peer was too slow.
+  [[nodiscard]] bool read_all(std::string& to, size_t bytes);
   // Reads and forgets up to `bytes`, for at most two seconds: so that a client still writing reads our answer.
   void discard(size_t bytes);
 

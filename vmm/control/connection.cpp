@@ -138,8 +138,9 @@ private:
     routed_ = true;
     if (framing_.http_status != 0)
       return refuse_framing(response);
-    std::string body(framing_.length, '\0');
-    if (!channel_.flush() || !channel_.read_all(body)) { // flush: a "100 Continue" the peer waits for
+    std::string body;
+    if (!channel_.flush() ||
+        !channel_.read_all(body, framing_.length)) { // flush: a "100 Continue" the peer waits for
       gone_ = true;
       return;
     }

@@ -13,6 +13,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr size_t kQuotedBytes = 60;
+constexpr size_t kDeepest = 16; // lists and objects in each other; a request needs three
 
 int digit_of(char c) {
   if (c >= '0' && c <= '9')
@@ -32,6 +33,28 @@ std::string quote_text(std::string_view text) {
   return quote + (text.size() > kQuotedBytes ? "...\"" : "\"");
 }
 
+// Whether lists and objects of `body` are nested deeper than kDeepest. Looked at before parsing, because what is
+// parsed is a tree, and a client must not choose how deep we recurse. Up to the first error of a body its strings
+// are those the parser sees, and the parser stops there.
+bool too_deep(std::string_view body) {
+  size_t depth = 0;
+  bool in_string = false;
+  for (size_t at = 0; at < body.size(); ++at) {
+    const char c = body[at];
+    if (c == '"')
+      in_string = !in_string;
+    else if (in_string)
+      at += c == '\\' ? 1 : 0; // and what it escapes
+    else if (c == '[' || c == '{')
+      ++depth;
+    else if ((c == ']' || c == '}') && depth > 0)
+      --depth;
+    if (depth > kDeepest)
+      return true;
+  }
+  return false;
+}
+
 } // namespace
 
 struct Fields::Parts {
@@ -41,7 +64,7 @@ struct Fields::Parts {
   std::set<std::string, std::less<>> taken;
   std::optional<std::string> error;
 
-  const Json* take(const char* name) {
+  Json* take(const char* name) {
     taken.insert(name);
     const auto found = document.find(name);
     return found == document.end() ? nullptr : &*found;
@@ -53,6 +76,10 @@ Fields::~Fields() = default;
 Fields::Fields(Fields&&) noexcept = default;
 
 std::expected<Fields, Error> Fields::of_body(std::string_view operation, std::string_view body) {
+  if (too_deep(body))
+    return std::unexpected(Error{std::string(operation), "",
+                                 "the body is nested deeper than " + std::to_string(kDeepest) + " levels",
+                                 Status::kUsage});
   auto parts = std::make_unique<Parts>();
   parts->operation = operation;
   parts->document = body.empty() ? Json::object() : Json::parse(body, nullptr, false);
@@ -138,13 +165,13 @@ std::optional<std::vector<std::byte>> Fields::bytes(const char* name) {
 }
 
 std::vector<Fields> Fields::objects(const char* name, size_t most) {
-  const Json* value = parts_->take(name);
+  Json* value = parts_->take(name);
   std::vector<Fields> list;
   if (value == nullptr || !value->is_array() || value->empty() || value->size() > most) {
     wrong(quote_text(name) + " must be a list of 1 to " + std::to_string(most) + " objects");
     return list;
   }
-  for (const Json& element : *value) {
+  for (Json& element : *value) {
     if (!element.is_object()) {
       wrong(quote_text(name) + " must be a list of objects");
       list.clear();
@@ -152,7 +179,7 @@ std::vector<Fields> Fields::objects(const char* name, size_t most) {
     }
     auto parts = std::make_unique<Parts>();
     parts->operation = parts_->operation;
-    parts->document = element;
+    parts->document = std::move(element);
     list.push_back(Fields(std::move(parts)));
   }
   return list;

@@ -27,7 +27,8 @@ inline constexpr std::chrono::milliseconds kLongestTimeout{3'600'000};
 // used.
 class Fields {
 public:
-  // The fields of a body, which is a JSON object or empty.
+  // The fields of a body, which is a JSON object or empty. RETURNS: kUsage for anything else, and where lists and
+  // objects are nested deeper than 16 levels.
   [[nodiscard]] static std::expected<Fields, Error> of_body(std::string_view operation, std::string_view body);
   // The fields of a query string; numbers are decimal.
   [[nodiscard]] static Fields of_query(std::string_view operation, const ApiRequest& request);
@@ -42,7 +43,7 @@ public:
   [[nodiscard]] std::optional<bool> flag(const char* name);
   // Hexadecimal digits, two a byte.
   [[nodiscard]] std::optional<std::vector<std::byte>> bytes(const char* name);
-  // A non-empty list of objects, at most `most` of them.
+  // A non-empty list of objects, at most `most` of them. Moves them out: once a name.
   [[nodiscard]] std::vector<Fields> objects(const char* name, size_t most);
   // now + timeout_ms, or + kDefaultTimeout.
   [[nodiscard]] std::chrono::steady_clock::time_point deadline();

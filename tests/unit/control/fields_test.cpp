@@ -14,6 +14,15 @@ TEST(Fields, AreThoseOfAnObjectOrNone) {
     EXPECT_EQ(Fields::of_body("test", body).error().status, Status::kUsage) << body;
 }
 
+TEST(Fields, NestedDeeperThanSixteenLevelsAreRefusedBeforeTheyAreParsed) {
+  const auto nested = [](size_t lists) {
+    return R"({"x\"[": "[[[[[[[[[[[[[[[[[[\\", "n": )" + std::string(lists, '[') + std::string(lists, ']') + "}";
+  };
+  EXPECT_TRUE(Fields::of_body("test", nested(15)));
+  for (const std::string& body : {nested(16), nested(500'000), std::string(500'000, '['), "]]" + nested(16)})
+    EXPECT_EQ(Fields::of_body("test", body).error().reason, "the body is nested deeper than 16 levels");
+}
+
 TEST(Fields, HaveTheTypesAsked) {
   auto fields = Fields::of_body("test", R"({"n": 5, "s": "text", "f": true, "b": "0aFF"})");
   ASSERT_TRUE(fields);
