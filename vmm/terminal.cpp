@@ -199,6 +199,10 @@ std::expected<RawTerminal, Error> RawTerminal::enter(int fd) {
   return terminal;
 }
 
+void RawTerminal::give_back() noexcept {
+  restore();
+}
+
 RawTerminal::~RawTerminal() {
   if (!terminal_)
     return;

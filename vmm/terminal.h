@@ -24,6 +24,9 @@ public:
   // be installed before. RETURNS: kFailed where the terminal refuses, or another RawTerminal exists.
   [[nodiscard]] static std::expected<RawTerminal, Error> enter(int fd);
 
+  // Restores the terminal's mode where it is ours, for who calls _exit() next. CONTEXT: any; async-signal-safe.
+  static void give_back() noexcept;
+
   // Restores the terminal and the signal handlers that are still ours.
   ~RawTerminal();
   RawTerminal(RawTerminal&&) noexcept = default;

@@ -3,12 +3,14 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
+import time
 import unittest
 
 import vm_case
-from vm_case import VmCase
+from vm_case import STOPVISOR, VmCase
 
 
 class Life(VmCase):
@@ -73,6 +75,25 @@ class Life(VmCase):
                     child.send_signal(number)
                     self.assertEqual(child.wait(vm_case.LIMIT_S), 128 + number)
                     self.assertEqual(self.left_behind(), [])
+
+    def test_a_signal_at_any_moment_of_the_start_ends_with_128_and_its_number(self):
+        seed = random.randrange(1 << 32)
+        moments = random.Random(seed)
+        for turn in range(30):
+            number = (signal.SIGTERM, signal.SIGINT)[turn % 2]
+            with self.subTest(seed=seed, turn=turn):
+                with subprocess.Popen([STOPVISOR, "run", "--name", "vm1", "--serial", "none", "--cpus", "4"],
+                                      env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                      stderr=subprocess.PIPE, text=True) as child:
+                    self.pids.append(child.pid)
+                    time.sleep(moments.uniform(0, 0.04))  # the moment: nothing here waits for anything
+                    child.send_signal(number)
+                    _, errors = child.communicate(timeout=vm_case.LIMIT_S)
+                    self.pids.remove(child.pid)
+                # -number: it came before main(), and a shell says 128 + number too.
+                self.assertIn(child.returncode, (128 + number, -number), errors)
+                self.assertNotIn("ended already", errors)
+                self.assertEqual(self.left_behind(), [])
 
     def test_a_signal_ends_a_vm_while_a_client_hangs_in_a_request(self):
         child = self.foreground("--serial", "none")
@@ -163,6 +184,22 @@ class Life(VmCase):
         self.assertNotEqual(termios.tcgetattr(follower)[3], before[3])  # raw: no echo
         child.terminate()
         self.assertEqual(child.wait(vm_case.LIMIT_S), 128 + signal.SIGTERM)
+        self.assertEqual(termios.tcgetattr(follower), before)
+
+    def test_a_second_signal_ends_at_once_and_restores_the_terminal(self):
+        import pty
+        import termios
+        leader, follower = pty.openpty()
+        self.addCleanup(os.close, leader)
+        self.addCleanup(os.close, follower)
+        before = termios.tcgetattr(follower)
+        child = self.foreground(stdin=follower, stdout=subprocess.DEVNULL, start_new_session=True)
+        # Both are there when it looks. Whether it is through with the first when it sees the second is its own race.
+        child.send_signal(signal.SIGSTOP)
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGCONT)
+        self.assertIn(child.wait(vm_case.LIMIT_S), (128 + signal.SIGINT, 128 + signal.SIGTERM))
         self.assertEqual(termios.tcgetattr(follower), before)
 
 

@@ -17,6 +17,7 @@
 
 #include "vmm/control/api.h"
 #include "vmm/control/server.h"
+#include "vmm/terminal.h"
 #include "vmm/unique_fd.h"
 
 namespace stopvisor::tools {
@@ -32,8 +33,8 @@ sigset_t ending_signals() {
   return set;
 }
 
-// A thread that turns the first ending signal into the VM's end. A thread, because what ends a VM is no work
-// for a signal handler.
+// A thread that turns the first ending signal into the VM's end, and a second one, where that end does not come,
+// into the process's. A thread, because what ends a VM is no work for a signal handler.
 class EndingSignals {
 public:
   EndingSignals() {
@@ -50,7 +51,7 @@ public:
   [[nodiscard]] std::expected<void, Error> watch(vmm::Vm& vm) {
     if (!signals_ || !stop_)
       return std::unexpected(Error{"run", "", "no descriptors for signals", vmm::Status::kFailed});
-    thread_ = std::thread([this, &vm] { wait_for_one(vm); });
+    thread_ = std::thread([this, &vm] { serve(vm); });
     return {};
   }
   void stop() noexcept {
@@ -64,15 +65,27 @@ public:
   [[nodiscard]] int taken() const noexcept { return taken_.load(std::memory_order_relaxed); }
 
 private:
-  void wait_for_one(vmm::Vm& vm) noexcept {
+  void serve(vmm::Vm& vm) noexcept {
+    const int first = wait_for_one();
+    if (first == 0)
+      return;
+    taken_.store(first, std::memory_order_relaxed); // joined before it is read
+    vm.request_end({vmm::EndKind::kRequested, ""});
+    const int second = wait_for_one();
+    if (second == 0)
+      return;
+    vmm::RawTerminal::give_back();
+    ::_exit(128 + second); // what hangs is not waited for: no destructors
+  }
+  // RETURNS: the signal; 0 where stop() was called.
+  int wait_for_one() noexcept {
     std::array<pollfd, 2> entries{{{signals_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}}};
     while (::poll(entries.data(), entries.size(), -1) < 0 && errno == EINTR) {
     }
     signalfd_siginfo info{};
     if (entries[1].revents != 0 || ::read(signals_.get(), &info, sizeof info) != sizeof info)
-      return;
-    taken_.store(int(info.ssi_signo), std::memory_order_relaxed); // joined before it is read
-    vm.request_end({vmm::EndKind::kRequested, ""});
+      return 0;
+    return int(info.ssi_signo);
   }
 
   vmm::UniqueFd signals_;
@@ -80,6 +93,16 @@ private:
   std::atomic<int> taken_{0};
   std::thread thread_;
 };
+
+// How a VM whose start failed with `error` ended. Where somebody ended it while it started, that is why, and no
+// failure.
+std::expected<VmProcessEnd, Error> end_of_failed(vmm::Vm& vm, EndingSignals& signals, const Error& error) {
+  const vmm::VmEnd end = vm.wait_for_end();
+  signals.stop();
+  if (end.kind != vmm::EndKind::kRequested)
+    return std::unexpected(error);
+  return VmProcessEnd{vm.config().name, end, signals.taken()};
+}
 
 } // namespace
 
@@ -103,23 +126,19 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config,
     return std::unexpected(listening.error());
   if (auto watched = signals.watch(**vm); !watched)
     return std::unexpected(watched.error());
-  if (auto started = (*vm)->start(); !started) {
-    signals.stop();
-    return std::unexpected(started.error());
-  }
+  if (auto started = (*vm)->start(); !started)
+    return end_of_failed(**vm, signals, started.error());
   auto server = vmm::ControlServer::start(std::move(*listening), api);
   if (!server) {
-    (*vm)->request_end({vmm::EndKind::kRequested, ""});
-    (void)(*vm)->wait_for_end();
-    signals.stop();
-    return std::unexpected(server.error());
+    (*vm)->request_end({vmm::EndKind::kVmmError, server.error().message() + "\n"});
+    return end_of_failed(**vm, signals, server.error());
   }
   ready(*place);
   spdlog::info("{}: running, pid {}, {} vCPUs", place->name(), ::getpid(), (*vm)->cpu_count());
   VmProcessEnd ended{place->name(), (*vm)->wait_for_end(), 0};
+  (*server)->stop();
   signals.stop();
   ended.signal = ended.end.kind == vmm::EndKind::kRequested ? signals.taken() : 0;
-  (*server)->stop();
   spdlog::info("{}: ended", place->name());
   return ended;
 }

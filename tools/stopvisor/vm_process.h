@@ -19,7 +19,8 @@ struct VmProcessEnd {
 
 // Runs the VM of `config` (an empty name: a generated one) until its guest, a client or a signal ends it. `ready`
 // is called once, when its control socket answers. However it ends, nothing is left behind: no thread, no socket,
-// the terminal as it was.
+// the terminal as it was. Only a second signal, while the first is served, ends the process at once (128 + the
+// signal): the terminal is given back then, and the socket stays, for the next who takes the name.
 // CONTEXT: once a process, from its only thread; SIGINT, SIGTERM, SIGHUP and SIGQUIT stay blocked after it.
 // RETURNS: kUsage for a bad configuration, kRefused where the name is taken, kFailed for what the host refuses.
 [[nodiscard]] std::expected<VmProcessEnd, vmm::Error>
