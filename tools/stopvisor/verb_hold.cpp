@@ -161,7 +161,8 @@ private:
     if (watch.vm_ended())
       return std::unexpected(Error{"hold", vm_, "the VM ended while the command ran", Status::kFailed});
     const auto ended = client.end_lease(*lease);
-    if (watch.time_up() || (!ended && ended.error().status == Status::kBusy))
+    // Without --max no time can be up: kBusy is a VM that does not answer then.
+    if (max && (watch.time_up() || (!ended && ended.error().status == Status::kBusy)))
       return std::unexpected(
           Error{"hold", vm_,
                 "time was up after " + human_duration(*max) +
