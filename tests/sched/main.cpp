@@ -50,7 +50,7 @@ constexpr bool kSanitized = false;
 #endif
 
 unsigned bound_of(const NamedScenario& scenario) {
-  const unsigned less = (mode() == Mode::kQuick ? 1 : 0) + (kSanitized ? 1 : 0);
+  const unsigned less = (mode() == Mode::kQuick ? 1 : 0) + (kSanitized ? 2 : 0);
   return scenario.bound > less ? scenario.bound - less : 0;
 }
 
