@@ -56,7 +56,8 @@ public:
     BasicWork<P> work;
     // the coordinator, any time:
     int64_t kicked_ns = 0;
-    bool lifted = false;  // Kick::lift() was called for it and did lift it
+    bool lifted = false;  // it was late, and Kick::lift() did lift it
+    bool raised = false;  // Kick::restore() is owed
     bool excused = false; // found offline when the work was to be queued: not part of the stop
     // the participant, until it acknowledges Exit:
     int64_t out_ns = 0;

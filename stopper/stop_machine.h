@@ -242,6 +242,7 @@ private:
   void queue_workers(MultiStop& stop) noexcept;
   [[nodiscard]] bool lift_missing(MultiStop& stop) noexcept;
   void restore_lifted(MultiStop& stop) noexcept;
+  void hurry_out(TimePoint deadline) noexcept;
   State await_moving_on(MultiStop& stop, State from, TimePoint deadline) noexcept;
   void call_off(MultiStop& stop, State from) noexcept;
   [[nodiscard]] bool queue_two(Slot& one, Slot& two) noexcept;

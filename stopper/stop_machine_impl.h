@@ -108,6 +108,7 @@ std::expected<void, StopError> BasicStopMachine<P>::take_facility(TimePoint dead
     return std::unexpected(StopError{wait == Wait::kYes ? StopErrc::kDeadline : StopErrc::kBusy});
   // The last stop may have been released by a thread that did not wait for everybody to leave: only when the
   // exit, too, is acknowledged may the slots be used again (cloud-hypervisor #7397).
+  hurry_out(deadline);
   if (wide_.wait_while(State::kExit, deadline) == State::kExit) {
     facility_.unlock();
     return std::unexpected(StopError{StopErrc::kDeadline});
@@ -168,7 +169,7 @@ void BasicStopMachine<P>::prepare_slot(Slot& slot, MultiStop& stop, CpuId cpu, b
   slot.worker = cpu >= possible_cpus_;
   slot.active = active;
   slot.excused = false;
-  slot.lifted = false;
+  slot.lifted = slot.raised = false;
   slot.activity = 0;
   slot.kicked_ns = slot.out_ns = slot.held_ns = slot.ran_ns = slot.released_ns = 0;
   slot.result = 0;
@@ -232,19 +233,32 @@ bool BasicStopMachine<P>::lift_missing(MultiStop& stop) noexcept {
     for (Slot* slot : slots)
       if (!slot->lifted && BasicStopper<P>::in_use(slot->work)) {
         anybody = true;
-        slot->lifted = kick_.lift(slot->cpu);
-        stop.lift_refused = stop.lift_refused || !slot->lifted;
+        const Kick::Lift lift = kick_.lift(slot->cpu);
+        slot->lifted = slot->raised = lift == Kick::Lift::kLifted;
+        stop.lift_refused = stop.lift_refused || lift == Kick::Lift::kRefused;
       }
   return anybody;
 }
 
-// A thread may have left the stop before we come here; we lower it all the same, so that no guest code keeps the
-// priority for longer than it takes us to get here.
+// Those who were let go but have not left wait for a processor, quite likely behind vCPUs that have left and spin
+// in the guest: without a lift the next stop would wait for their turns to end.
+template <class P>
+void BasicStopMachine<P>::hurry_out(TimePoint deadline) noexcept {
+  if (wide_.state() != State::kExit)
+    return;
+  for (const auto slots : {wide_.plan().vcpus, wide_.plan().workers})
+    for (Slot* slot : slots)
+      if (!slot->excused) // who has left already is not lifted any more
+        slot->raised = kick_.lift(slot->cpu) == Kick::Lift::kLifted;
+  wide_.wait_while(State::kExit, deadline);
+  restore_lifted(wide_);
+}
+
 template <class P>
 void BasicStopMachine<P>::restore_lifted(MultiStop& stop) noexcept {
   for (const auto slots : {stop.plan().vcpus, stop.plan().workers})
     for (Slot* slot : slots)
-      if (slot->lifted)
+      if (std::exchange(slot->raised, false))
         kick_.restore(slot->cpu);
 }
 

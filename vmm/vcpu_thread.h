@@ -52,9 +52,9 @@ public:
   // the thread does not exist yet, or no more.
   void kick() noexcept;
 
-  // Makes the thread the first to get a processor, until restore() (SCHED_FIFO; needs CAP_SYS_NICE or
-  // RLIMIT_RTPRIO). RETURNS: false where the process may not. CONTEXT: any thread, does not block.
-  [[nodiscard]] bool lift() noexcept;
+  // Makes the thread the first to get a processor, until it goes back to the guest or restore() (SCHED_FIFO; needs
+  // CAP_SYS_NICE or RLIMIT_RTPRIO). CONTEXT: any thread, does not block.
+  [[nodiscard]] stopper::Kick::Lift lift() noexcept;
   void restore() noexcept; // to what it was when it started
 
   // A device passes on what the guest asked for. CONTEXT: the thread of the vCPU that is being served, else it is
@@ -72,11 +72,16 @@ private:
   static constexpr uint32_t kGateOpen = 1; // bit 0 of gate_; the rest counts kicks
   static constexpr uint32_t kOneKick = 2;
   static constexpr uint32_t kNoExit = ~0u;
+  // In the guest or about to be; kicked since; kicked and lifted.
+  enum Urgency : uint32_t { kIdle, kKicked, kLifted };
   enum Stage : uint32_t { kNotStarted, kRuns, kLeft };
 
   void run() noexcept;
   void loop() noexcept;
   void wait_at_gate() noexcept;
+  void lower(pid_t tid) const noexcept;
+  void note_urgent() noexcept;
+  void settle_priority() noexcept;
   void run_works() noexcept;
   void enter_guest() noexcept;
   void serve_exit() noexcept;
@@ -106,6 +111,7 @@ private:
   int policy_ = 0; // its scheduling at the start; published by tid_
   // Written by anybody:
   std::atomic<uint32_t> gate_{0};
+  std::atomic<uint32_t> urgency_{kIdle};
 
   std::thread thread_;
 };

@@ -57,7 +57,7 @@ struct Vm::Parts final : private stopper::Kick {
 
   // stopper::Kick
   void kick(stopper::CpuId cpu) noexcept override { vcpus[cpu]->kick(); }
-  bool lift(stopper::CpuId cpu) noexcept override { return vcpus[cpu]->lift(); }
+  Lift lift(stopper::CpuId cpu) noexcept override { return vcpus[cpu]->lift(); }
   void restore(stopper::CpuId cpu) noexcept override { vcpus[cpu]->restore(); }
   // The VM ends: everybody is let go, and looks.
   void let_out() noexcept;

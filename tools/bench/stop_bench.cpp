@@ -14,6 +14,7 @@
 #include "tools/bench/qemu_peer.h"
 #include "tools/client/client.h"
 #include "tools/probe/probe_view.h"
+#include "vmm/urgent_thread.h"
 #include "vmm/vm.h"
 
 namespace stopvisor::tools {
@@ -198,6 +199,7 @@ std::expected<void, Error> measure_qemu(StopFigures& figures, const StopBenchOpt
 } // namespace
 
 std::expected<StopFigures, Error> bench_stop(uint32_t cpus, const StopBenchOptions& options) {
+  vmm::make_this_thread_urgent(); // as the threads of the control socket are; the floor has the same
   StopFigures figures;
   figures.cpus = cpus;
   using Part = std::expected<void, Error> (*)(StopFigures&, const StopBenchOptions&);

@@ -12,6 +12,7 @@
 #include "tools/demonstration/timeline.h"
 #include "tools/probe/probe_view.h"
 #include "tools/stopvisor/output.h"
+#include "vmm/urgent_thread.h"
 #include "vmm/vm.h"
 
 namespace stopvisor::tools {
@@ -227,6 +228,7 @@ std::expected<void, Error> demonstrate() {
   auto vm = vmm::Vm::create(config);
   if (!vm)
     return std::unexpected(vm.error());
+  vmm::make_this_thread_urgent(); // as the threads of the control socket are
   auto shown = Demonstration(**vm).run();
   (*vm)->request_end({vmm::EndKind::kRequested, ""});
   const vmm::VmEnd end = (*vm)->wait_for_end();

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "vmm/control/connection.h"
+#include "vmm/urgent_thread.h"
 
 namespace stopvisor::vmm {
 namespace {
@@ -92,7 +93,10 @@ void ControlServer::Parts::add_client(UniqueFd fd, Peer peer) {
   const auto client = clients.emplace(clients.end());
   client->fd = std::move(fd);
   try {
-    client->thread = std::thread([this, client, id = ++last_id, peer] { serve(client, id, peer); });
+    client->thread = std::thread([this, client, id = ++last_id, peer] {
+      make_this_thread_urgent();
+      serve(client, id, peer);
+    });
   } catch (const std::system_error& error) {
     turn_away(client->fd.get(), error_reply({"control socket", "", error.what(), Status::kBusy}));
     clients.erase(client);

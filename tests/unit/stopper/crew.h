@@ -38,12 +38,12 @@ public:
     member.kicks.notify_all();
   }
 
-  bool lift(CpuId cpu) noexcept override {
+  Lift lift(CpuId cpu) noexcept override {
     if (!may_lift.load(std::memory_order_relaxed)) // set before the stop that reads it
-      return false;
+      return Lift::kRefused;
     members_[cpu].lifted.fetch_add(1, std::memory_order_release);
     members_[cpu].lifted.notify_all();
-    return true;
+    return Lift::kLifted;
   }
   void restore(CpuId cpu) noexcept override { members_[cpu].lifted.fetch_sub(1, std::memory_order_release); }
   [[nodiscard]] int lifted(CpuId cpu) const { return members_[cpu].lifted.load(std::memory_order_acquire); }
