@@ -27,14 +27,13 @@ struct Registers {
   uint64_t gdt_base = 0, idt_base = 0;
   uint16_t gdt_limit = 0, idt_limit = 0;
   uint64_t cr0 = 0, cr2 = 0, cr3 = 0, cr4 = 0, cr8 = 0, efer = 0, apic_base = 0;
-  bool halted = false;      // in HLT
-  bool waiting = false;     // not started: waits for INIT/SIPI
+  bool halted = false;  // in HLT
+  bool waiting = false; // not started: waits for INIT/SIPI
 
   [[nodiscard]] unsigned cpl() const noexcept { return ss.dpl; }
 };
 
-inline constexpr std::array<const char*, 16> kGeneralNames{"rax", "rbx", "rcx", "rdx", "rsi", "rdi",
-                                                           "rsp", "rbp", "r8",  "r9",  "r10", "r11",
-                                                           "r12", "r13", "r14", "r15"};
+inline constexpr std::array<const char*, 16> kGeneralNames{"rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
+                                                           "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
 
 } // namespace stopvisor::vmm

@@ -95,7 +95,7 @@ void BareKick::run(uint32_t cpu) noexcept {
   tids_[cpu].notify_all();
   while (!ending_.load(std::memory_order_acquire)) {
     const uint32_t turn = turn_.load(std::memory_order_acquire); // pairs with let_go()
-    if (const int error = vcpu.enter(); error != EINTR) { // EAGAIN: INIT or SIPI came
+    if (const int error = vcpu.enter(); error != EINTR) {        // EAGAIN: INIT or SIPI came
       if (error == 0)
         answer_with_ones(vcpu);
       continue;
