@@ -26,7 +26,7 @@ constexpr uint32_t kUndefined = 6;
 constexpr uint64_t kExceptionStubBytes = 16;
 
 // A 64-bit interrupt gate. (Intel SDM vol. 3, 6.14.1; DPL 0: CPL 3 code raises no interrupt by INT n)
-void set_gate(size_t vector, const char* handler) {
+void set_gate(uint64_t vector, const char* handler) {
   const uint64_t address = reinterpret_cast<uint64_t>(handler);
   probe_idt[2 * vector] = (address & 0xffff) | uint64_t{PROBE_KERNEL_CS} << 16 | uint64_t{0x8e00} << 32 |
                           (address >> 16 & 0xffff) << 48;
