@@ -73,6 +73,32 @@ inline constexpr uint64_t kDoorbellMmioGpa = 0xd000'0000;  // + 0x40 * cpu
 inline constexpr uint64_t kDoorbellMmioBytes = uint64_t{kMaxCpus} * 0x40;
 inline constexpr uint32_t kDoorbellMmioWrite = 0x00; // 8-byte write: sequence number
 inline constexpr uint32_t kDoorbellMmioRead = 0x08;  // 8-byte read: count of reads
+inline constexpr uint32_t kDoorbellMmioRing = 0x10;  // 8-byte write: a job for the worker, see the mailbox
+
+// ---- Mailbox: guest memory that a device writes by itself ------------------------------------------------
+// A write of N to kDoorbellMmioRing makes the doorbell's worker thread write N to every word of that vCPU's mailbox,
+// in order, some time later. The vCPU rings with N + 1 once all its words are N. The worker comes to rest between two
+// jobs: under a stop all words of a mailbox are equal, and stay as they are; else a device wrote to a held guest.
+inline constexpr uint64_t kMailboxGpa = 0x50'0000; // + 0x400 * cpu
+inline constexpr uint32_t kMailboxWords = 16;      // 64-bit words, one a cache line
+constexpr uint64_t mailbox_word_gpa(uint32_t cpu, uint32_t word) {
+  return kMailboxGpa + uint64_t{cpu} * 0x400 + uint64_t{word} * 0x40;
+}
+static_assert(mailbox_word_gpa(kMaxCpus, 0) <= kCodeGpa);
+
+// ---- CPU device: vCPUs that come and go --------------------------------------------------------------
+// A 4-byte register for each possible vCPU, whose number is its APIC ID. Read: the bits below. The host sets or
+// clears kCpuWanted and then raises kCpuGsi (an edge). The guest starts a wanted vCPU by INIT and SIPI. One that
+// is no longer wanted leaves its work, writes kCpuGone to its register and halts with interrupts off; the host takes it
+// out of the machine then, and gives it back only in the state that waits for INIT.
+inline constexpr uint16_t kCpuSignaturePort = 0x620;  // 4-byte read: kCpuSignature
+inline constexpr uint32_t kCpuSignature = 0x53555043; // "CPUS"
+inline constexpr uint16_t kCpuPossiblePort = 0x624;   // 4-byte read: how many vCPUs there may be
+inline constexpr uint16_t kCpuPortBase = 0x6000;      // + 4 * cpu, 4-byte accesses
+inline constexpr uint32_t kCpuPresent = 1;            // read: it exists
+inline constexpr uint32_t kCpuWanted = 2;             // read: it is to work
+inline constexpr uint32_t kCpuGone = 1;               // write: it runs nothing any more
+inline constexpr uint32_t kCpuGsi = 10;               // edge interrupt
 
 // ---- Power device: power-off, reset and the power button ---------------------------------------------
 inline constexpr uint16_t kPowerPort = 0x600;       // 4-byte accesses
@@ -85,7 +111,7 @@ inline constexpr uint32_t kPowerGsi = 9;            // edge interrupt raised by 
 
 // ---- Results -----------------------------------------------------------------------------------------
 inline constexpr uint64_t kMagic = 0x31'45'42'4f'52'50'56'53; // "SVPROBE1", little endian
-inline constexpr uint32_t kAbiVersion = 1;
+inline constexpr uint32_t kAbiVersion = 2;
 inline constexpr uint32_t kGapBuckets = 48; // bucket b counts jumps of [2^b, 2^(b+1)) TSC ticks
 
 enum class CpuPhase : uint32_t { kOffline = 0, kStarting = 1, kRunning = 2, kPoweredOff = 3 };
@@ -116,6 +142,10 @@ struct alignas(64) CpuResults {
   uint64_t idle_wakeups;   // returns from HLT
   uint64_t ledger_spanned; // passes an atomic update fell into: old words, then new ones, never old again
   uint64_t code_spanned;   // the same of passes over the code sites
+  uint64_t mail_rung;      // last number rung for
+  uint64_t mail_seen;      // last number that all words of the mailbox were seen with
+  uint64_t mail_bad;       // words that went back, or beyond what was rung for
+  uint64_t starts;         // times this vCPU came up since boot
 };
 
 // Written by the host, read by the guest.
@@ -133,8 +163,8 @@ inline constexpr uint32_t kCrashAsked = 0xffff'ffff; // boot_fault=crash: no exc
 struct alignas(4096) Results {
   uint64_t magic; // kMagic, written last during start-up: all else here is valid, the other vCPUs are told to start
   uint32_t abi_version;
-  uint32_t cpus_present;     // vCPUs the guest was told of
-  uint32_t cpus_running;     // vCPUs that reached CPL 3
+  uint32_t cpus_present;     // vCPUs the guest was told of; with the CPU device, those wanted now
+  uint32_t cpus_running;     // vCPUs that reached CPL 3 and have not gone since
   uint32_t doorbell_present; // 1 where the doorbell answered its signature
   uint64_t memory_bytes;     // RAM found in the memory map
   uint64_t tsc_hz;           // as measured or told by CPUID, 0 where unknown
