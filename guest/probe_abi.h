@@ -76,9 +76,10 @@ inline constexpr uint32_t kDoorbellMmioRead = 0x08;  // 8-byte read: count of re
 inline constexpr uint32_t kDoorbellMmioRing = 0x10;  // 8-byte write: a job for the worker, see the mailbox
 
 // ---- Mailbox: guest memory that a device writes by itself ------------------------------------------------
-// A write of N to kDoorbellMmioRing makes the doorbell's worker thread write N to every word of that vCPU's mailbox,
-// in order, some time later. The vCPU rings with N + 1 once all its words are N. The worker comes to rest between two
-// jobs: under a stop all words of a mailbox are equal, and stay as they are; else a device wrote to a held guest.
+// A write of N to kDoorbellMmioRing makes the doorbell's worker thread write N to every word of that vCPU's
+// mailbox, in order, some time later. The vCPU rings with N + 1 once all its words are N. The worker comes to rest
+// between two jobs: under a stop all words of a mailbox are equal, and stay as they are; else a device wrote to a
+// held guest.
 inline constexpr uint64_t kMailboxGpa = 0x50'0000; // + 0x400 * cpu
 inline constexpr uint32_t kMailboxWords = 16;      // 64-bit words, one a cache line
 constexpr uint64_t mailbox_word_gpa(uint32_t cpu, uint32_t word) {
@@ -89,8 +90,8 @@ static_assert(mailbox_word_gpa(kMaxCpus, 0) <= kCodeGpa);
 // ---- CPU device: vCPUs that come and go --------------------------------------------------------------
 // A 4-byte register for each possible vCPU, whose number is its APIC ID. Read: the bits below. The host sets or
 // clears kCpuWanted and then raises kCpuGsi (an edge). The guest starts a wanted vCPU by INIT and SIPI. One that
-// is no longer wanted leaves its work, writes kCpuGone to its register and halts with interrupts off; the host takes it
-// out of the machine then, and gives it back only in the state that waits for INIT.
+// is no longer wanted leaves its work, writes kCpuGone to its register and halts with interrupts off; the host
+// takes it out of the machine then, and gives it back only in the state that waits for INIT.
 inline constexpr uint16_t kCpuSignaturePort = 0x620;  // 4-byte read: kCpuSignature
 inline constexpr uint32_t kCpuSignature = 0x53555043; // "CPUS"
 inline constexpr uint16_t kCpuPossiblePort = 0x624;   // 4-byte read: how many vCPUs there may be
