@@ -6,9 +6,11 @@
 // bind_thread(), that calls run_works() whenever should_run() says so or it is kicked.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <expected>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -16,6 +18,7 @@
 #include "stopper/hotplug_lock.h"
 #include "stopper/kick.h"
 #include "stopper/multi_stop.h"
+#include "stopper/thread_mark.h"
 
 namespace stopvisor::stopper {
 
@@ -63,7 +66,7 @@ public:
   // further stops (and wait for this one's end) without "would deadlock".
   void detach() noexcept {
     if (machine_ != nullptr)
-      machine_->unmark_thread();
+      machine_->unmark_hold();
   }
   // The timeline so far. CONTEXT: the owner.
   [[nodiscard]] StopReport report() const {
@@ -117,12 +120,18 @@ public:
   // run_works().
   void park(CpuId cpu) noexcept;
 
+  // park() for good: the thread leaves, and unpark() is refused with kEnded from now on. CONTEXT: as park().
+  void retire(CpuId cpu) noexcept;
+
   // ---- hotplug ----------------------------------------------------------------------------------------------
 
   // stop_machine_unpark(): participant `cpu` takes part from now on. Waits for a stop in progress: while one is
   // held, nobody new may start to run guest code.
-  // CONTEXT: any thread but a participant's; blocks. RETURNS: kNoSuchCpu, kWouldDeadlock, kDeadline.
+  // CONTEXT: any thread but a participant's; blocks. RETURNS: kNoSuchCpu, kWouldDeadlock, kDeadline; kEnded where
+  // the participant's thread has left for good.
   [[nodiscard]] std::expected<void, StopError> unpark(CpuId cpu, TimePoint deadline = kForever);
+  // The same for a caller that holds hotplug()'s write side; does not block.
+  [[nodiscard]] std::expected<void, StopError> unpark_cpuslocked(CpuId cpu);
 
   // cpus_read_lock() and cpus_write_lock(), for callers that must keep the set of vCPUs as it is.
   [[nodiscard]] BasicHotplugLock<P>& hotplug() noexcept { return hotplug_; }
@@ -136,6 +145,7 @@ public:
 
   // Queues function(arg, cpu) on one vCPU and returns at once. `work` belongs to the caller, must be unused, and
   // stays untouched until the function begins. CONTEXT: any thread, callbacks included; does not block.
+  // Nobody waits for it, so a kick that the host lost is not noticed: it runs at the vCPU's next exit, or stop.
   // RETURNS: kNoSuchCpu, kWorkInUse, kEnded.
   [[nodiscard]] std::expected<void, StopError> stop_one_cpu_nowait(CpuId cpu, typename Work::Function function,
                                                                    void* arg, Work& work);
@@ -161,7 +171,7 @@ public:
   stop_machine_cpuslocked(StopFn fn, const CpuMask* active = nullptr, const StopOptions& options = {});
 
   // The same for a thread that is about to become vCPU `cpu`, holds hotplug()'s write side and is not online:
-  // it takes part itself, and runs fn where `active` names it.
+  // it takes part itself, and runs fn where `active` names it. It may be bound as `cpu` already.
   [[nodiscard]] std::expected<StopOutcome, StopError>
   stop_machine_from_inactive_cpu(CpuId cpu, StopFn fn, const CpuMask* active = nullptr,
                                  const StopOptions& options = {});
@@ -180,13 +190,9 @@ public:
   [[nodiscard]] uint64_t sequence() const noexcept { return sequence_; }
   // One more callback shares the stop that is held now. CONTEXT: its owner.
   void note_shared() noexcept { ++shared_; }
-  // Marks the calling thread as being inside a callback: stops it asks for are refused with kWouldDeadlock.
-  void mark_thread() noexcept { P::thread_slot() = this; }
-  void unmark_thread() noexcept {
-    if (P::thread_slot() == this)
-      P::thread_slot() = nullptr;
-  }
-  [[nodiscard]] bool thread_marked() const noexcept { return P::thread_slot() == this; }
+  // Whether the calling thread is a participant, inside a callback, or the owner of a stop: what it asks for is
+  // refused with kWouldDeadlock.
+  [[nodiscard]] bool thread_marked() const noexcept { return Marks::find(this) != nullptr; }
 
   // From now on every stop is refused with kEnded. A stop in progress goes on.
   void close() noexcept { closed_.store(1, std::memory_order_release); } // C1, pairs with refuse() and closed()
@@ -197,6 +203,8 @@ private:
   using MultiStop = BasicMultiStop<P>;
   using Slot = typename MultiStop::Slot;
   using State = MultiStopState;
+  using Marks = BasicThreadMarks<P>;
+  using InsideCallback = BasicInsideCallback<P>;
   template <class T>
   using Atomic = typename P::template Atomic<T>;
 
@@ -222,7 +230,7 @@ private:
     return deadline - now < kRekickInterval ? deadline : now + kRekickInterval;
   }
   static int64_t now_ns() noexcept { return P::now().time_since_epoch().count(); }
-  [[nodiscard]] std::expected<void, StopError> refuse() const noexcept;
+  [[nodiscard]] std::expected<void, StopError> refuse(CpuId but = kMaxCpus) const noexcept;
 
   [[nodiscard]] std::expected<void, StopError> take_facility(TimePoint deadline, Wait wait) noexcept;
   void drop_facility() noexcept NO_THREAD_SAFETY_ANALYSIS { facility_.unlock(); }
@@ -240,23 +248,31 @@ private:
   void leave(MultiStop& stop) noexcept;
   void queue_all(MultiStop& stop) noexcept;
   void queue_workers(MultiStop& stop) noexcept;
-  [[nodiscard]] bool lift_missing(MultiStop& stop) noexcept;
-  void restore_lifted(MultiStop& stop) noexcept;
+  [[nodiscard]] TimePoint patience() noexcept;
+  bool lift_missing(std::span<Slot* const> slots) noexcept;
+  uint32_t kick_missing(std::span<Slot* const> slots) noexcept;
+  void restore_lifted(std::span<Slot* const> slots) noexcept;
   void hurry_out(TimePoint deadline) noexcept;
   State await_moving_on(MultiStop& stop, State from, TimePoint deadline) noexcept;
+  CpuMask await_works(std::span<Slot* const> slots, BasicDone<P>& done, TimePoint deadline) noexcept;
   void call_off(MultiStop& stop, State from) noexcept;
   [[nodiscard]] bool queue_two(Slot& one, Slot& two) noexcept;
   void release_stop() noexcept;
+  void unmark_hold() noexcept { Marks::take(hold_mark_); }
   void fill_current(StopReport& report) const;
 
   const CpuId possible_cpus_;
   const CpuId possible_participants_;
   Kick& kick_;
   std::unique_ptr<BasicStopper<P>[]> stoppers_;
+  std::unique_ptr<ThreadMark[]> participants_; // each its own thread's
   BasicHotplugLock<P> hotplug_;
   Atomic<uint32_t> initialized_{0}; // a stopper was enabled once
   Atomic<uint32_t> closed_{0};
   Atomic<uint32_t> stop_cpus_in_progress_{0};
+  // Stops to come that count as on a busy host. A guess that nothing rests on, hence no Atomic<>: the scheduler of
+  // the tests need not try its interleavings.
+  std::atomic<uint32_t> late_{0};
 
   // The wide-stop facility (the kernel's stop_cpus_mutex): whoever holds the lock owns what follows.
   BasicLock<P> facility_;
@@ -264,9 +280,9 @@ private:
   std::unique_ptr<Slot[]> slots_; // one per possible participant
   std::vector<Slot*> vcpu_slots_; // of the present stop; capacity reserved
   std::vector<Slot*> worker_slots_;
+  ThreadMark hold_mark_{.machine = this};
   uint64_t sequence_ = 0;
   uint32_t shared_ = 0;
-  uint32_t late_ = 0; // stops to come that count as on a busy host
   int64_t requested_ns_ = 0;
   int64_t begun_ns_ = 0;
 
@@ -276,4 +292,7 @@ private:
 
 } // namespace stopvisor::stopper
 
-#include "stopper/stop_machine_impl.h"
+#include "stopper/stop_machine_gather.h"
+#include "stopper/stop_machine_life.h"
+#include "stopper/stop_machine_narrow.h"
+#include "stopper/stop_machine_wide.h"

@@ -182,7 +182,7 @@ std::expected<void, StopError> BasicStopService<P>::lead(const StopOptions& opti
 template <class P>
 void BasicStopService<P>::drain(const StopOptions& options) noexcept {
   const TimePoint budget_end = P::now() + options.budget;
-  machine_.mark_thread();
+  const BasicInsideCallback<P> inside(&machine_);
   for (bool first = true;; first = false) {
     Request* request = nullptr;
     {
@@ -207,7 +207,6 @@ void BasicStopService<P>::drain(const StopOptions& options) noexcept {
     }
     execute(*request, budget_end);
   }
-  machine_.unmark_thread();
 }
 
 template <class P>

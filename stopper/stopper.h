@@ -82,10 +82,12 @@ public:
     }
   }
 
-  // unpark: from now on works are queued.
-  void enable() noexcept EXCLUDES(lock_) {
+  // unpark: from now on works are queued. RETURNS: false where the participant has left for good.
+  [[nodiscard]] bool enable() noexcept EXCLUDES(lock_) {
     const BasicLockGuard<P> guard(lock_);
-    enabled_.store(1, std::memory_order_release); // S3, and under the lock
+    if (!retired_)
+      enabled_.store(1, std::memory_order_release); // S3, and under the lock
+    return !retired_;
   }
   // park: from now on nothing is queued. Only with an empty queue: a work that ran later, on a thread that no stop
   // waits for any more, would run beside the callback of a stop. RETURNS: false where works are queued.
@@ -93,6 +95,15 @@ public:
     const BasicLockGuard<P> guard(lock_);
     if (first_ != nullptr)
       return false;
+    enabled_.store(0, std::memory_order_release); // S3, and under the lock
+    return true;
+  }
+  // The same for good.
+  [[nodiscard]] bool retire_if_idle() noexcept EXCLUDES(lock_) {
+    const BasicLockGuard<P> guard(lock_);
+    if (first_ != nullptr)
+      return false;
+    retired_ = true;
     enabled_.store(0, std::memory_order_release); // S3, and under the lock
     return true;
   }
@@ -121,6 +132,7 @@ private:
 
   BasicLock<P> lock_;
   typename P::template Atomic<uint32_t> enabled_{0}; // written under the lock
+  bool retired_ GUARDED_BY(lock_) = false;
   Work* first_ GUARDED_BY(lock_) = nullptr;
   Work* last_ GUARDED_BY(lock_) = nullptr;
   typename P::template Atomic<uint32_t> pending_{0}; // written under the lock

@@ -14,8 +14,9 @@
 //   S lands in L .. E   the flag is set: E returns at once
 //   S lands in E        KVM_RUN returns EINTR
 // Were C and L the other way round, a signal between them would be wiped out with the work unseen, and the guest
-// would run on. Were the flag written by the signalling thread, its write could land before C with the signal's
-// effect spent: the same hole. (kernel commit 460df4c1fc7c; KVM API, 5, immediate_exit)
+// would run on. Were the flag written by the signalling thread, C and L would need a fence between them: C's store
+// could wait in this processor's store buffer past L's load, and wipe the other's flag with the work unseen (see
+// docs/explanation/ordering.md). (kernel commit 460df4c1fc7c; KVM API, 5, immediate_exit)
 #include "vmm/vcpu_thread.h"
 
 #include <pthread.h>
@@ -169,7 +170,7 @@ void VcpuThread::run() noexcept {
 
   // Out for good. Works that were queued up to here are executed first, since their stop waits for us; from then on
   // a stop does without this vCPU. No kick is needed any more.
-  around_.machine.park(cpu_);
+  around_.machine.retire(cpu_);
   settle_priority();
   tid_.store(0,
              std::memory_order_release); // pairs with kick(), which may still send a last signal: see send_kick()

@@ -31,8 +31,6 @@ std::expected<void, Error> Vm::Parts::start() {
   for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
     if (auto on = machine.unpark(cpu); !on)
       return std::unexpected(explain("start VM", on.error()));
-  // Whoever saw the end before it was brought online has left: a stop asked for now would wait for it for ever. The
-  // stopper's lock orders its park() before our unpark(), so that its reason to leave is seen here.
   if (life.ending())
     return std::unexpected(Error{"start VM", config.name, "it was ended already", Status::kFailed});
   if (config.start_held)

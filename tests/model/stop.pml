@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The stop protocol: stoppers, multi-stops, deadline, exit acknowledgement, hotplug, and whoever asks for stops.
 //
-// It follows stopper/multi_stop.h and stopper/stop_machine_impl.h statement by statement: one step here is one atomic
+// It follows stopper/multi_stop.h and stopper/stop_machine_gather.h statement by statement: one step here is one atomic
 // operation there. The names are theirs. What a kick does inside the vCPU thread is in kick.pml; here it is one bit.
 //
 // An instance is chosen by defines, from run.py:

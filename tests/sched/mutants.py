@@ -38,7 +38,7 @@ class Mutant:
 
 MUTANTS = [
     # ---- those the issue names
-    Mutant("next stop does not wait for the exit of the last", "stopper/stop_machine_impl.h",
+    Mutant("next stop does not wait for the exit of the last", "stopper/stop_machine_life.h",
            "if (wide_.wait_while(State::kExit, deadline) == State::kExit) {",
            "if (false) {", quick=True),
     Mutant("immediate_exit cleared after the check", "tests/sched/world.cpp",
@@ -57,10 +57,10 @@ MUTANTS = [
     take_signal(self);
     self.immediate_exit = false;
 """, quick=True),
-    Mutant("two stoppers queued while a wide stop is queueing", "stopper/stop_machine_impl.h",
+    Mutant("two stoppers queued while a wide stop is queueing", "stopper/stop_machine_narrow.h",
            "const bool clear = stop_cpus_in_progress_.load(std::memory_order_acquire) == 0; // Q1",
            "const bool clear = true;", quick=True),
-    Mutant("two stoppers queued one after the other", "stopper/stop_machine_impl.h",
+    Mutant("two stoppers queued one after the other", "stopper/stop_machine_narrow.h",
            """    if (online && clear)
       std::ignore = lower.stopper->queue_locked(lower.work) && upper.stopper->queue_locked(upper.work);
     upper.stopper->lock().unlock();
@@ -77,7 +77,7 @@ MUTANTS = [
            """    ack(State::kPrepare);
     ack(State::kPrepare);
     if (slot.active""", quick=True),
-    Mutant("state read twice in one loop", "stopper/stop_machine_impl.h",
+    Mutant("state read twice in one loop", "stopper/stop_machine_gather.h",
            """  for (State state = stop.state(); state != State::kNone; state = stop.state())
     stop.wait_while(state, kForever);""",
            """  while (stop.state() != State::kNone)
@@ -107,25 +107,24 @@ MUTANTS = [
     Mutant("nobody is woken when everybody has left", "stopper/multi_stop.h",
            "      case State::kNone:\n        P::wake_all(state_);\n        return;",
            "      case State::kNone:\n        return;"),
-    Mutant("an offline vCPU is not excused", "stopper/stop_machine_impl.h",
+    Mutant("an offline vCPU is not excused", "stopper/stop_machine_gather.h",
            "      stop.excuse(*slot);",
            "      slot->excused = true;"),
     Mutant("an excused runner is still awaited", "stopper/multi_stop.h",
            "    if (slot.active)\n      acks(State::kRun).fetch_sub",
            "    if (false)\n      acks(State::kRun).fetch_sub"),
-    Mutant("a work that was given up stays queued", "stopper/stop_machine_impl.h",
+    Mutant("a work that was given up stays queued", "stopper/stop_machine_gather.h",
            "      if (slot->stopper->cancel(slot->work)) {\n        stop.stragglers.set(slot->cpu);",
            "      if (BasicStopper<P>::in_use(slot->work)) {\n        stop.stragglers.set(slot->cpu);"),
-    Mutant("a straggler's exit is not acknowledged for it", "stopper/stop_machine_impl.h",
+    Mutant("a straggler's exit is not acknowledged for it", "stopper/stop_machine_gather.h",
            "        stop.disown(*slot);\n", ""),
 
     # ---- queues, locks, hotplug
-    Mutant("kicked before the work is queued", "stopper/stop_machine_impl.h",
-           "if (cpu >= possible_participants_ || !stoppers_[cpu].queue(work))\n"
-           "    return std::unexpected(StopError{StopErrc::kNoSuchCpu, CpuMask::of(cpu)});\n  kick_.kick(cpu);\n  for",
-           "if (cpu >= possible_participants_)\n    return std::unexpected(StopError{StopErrc::kNoSuchCpu});\n"
-           "  kick_.kick(cpu);\n  if (!stoppers_[cpu].queue(work))\n"
-           "    return std::unexpected(StopError{StopErrc::kNoSuchCpu, CpuMask::of(cpu)});\n  for"),
+    Mutant("kicked before the work is queued", "stopper/stop_machine_narrow.h",
+           "  if (!slot.stopper->queue(slot.work))\n"
+           "    return std::unexpected(StopError{StopErrc::kNoSuchCpu, CpuMask::of(cpu)});\n  kick_.kick(cpu);\n",
+           "  kick_.kick(cpu);\n  if (!slot.stopper->queue(slot.work))\n"
+           "    return std::unexpected(StopError{StopErrc::kNoSuchCpu, CpuMask::of(cpu)});\n"),
     Mutant("parked with works queued", "stopper/stopper.h",
            "    if (first_ != nullptr)\n      return false;\n    enabled_.store(0", "    enabled_.store(0",
            search="exhaustive --bound 1 --scenario one-offline"),
@@ -134,10 +133,10 @@ MUTANTS = [
            "    enabled_.store(0, std::memory_order_release); // S3, and under the lock\n    return true;",
            "    enabled_.store(0, std::memory_order_release);\n    return first_ == nullptr;",
            search="exhaustive --bound 2 --scenario one-offline-hold", finds="while participant"),
-    Mutant("a vCPU comes online in the middle of a stop", "stopper/stop_machine_impl.h",
+    Mutant("a vCPU comes online in the middle of a stop", "stopper/stop_machine_life.h",
            "  if (!hotplug_.write_lock_until(deadline))\n    return std::unexpected(StopError{StopErrc::kDeadline});\n"
-           "  stoppers_[cpu].enable();",
-           "  std::ignore = hotplug_.write_lock_until(TimePoint{});\n  stoppers_[cpu].enable();"),
+           "  auto done = unpark_cpuslocked(cpu);",
+           "  std::ignore = hotplug_.write_lock_until(TimePoint{});\n  auto done = unpark_cpuslocked(cpu);"),
     Mutant("a contended lock wakes nobody", "stopper/lock.h",
            "    if (word_.exchange(kFree, std::memory_order_release) == kContended)\n      P::wake_one(word_);",
            "    word_.exchange(kFree, std::memory_order_release);"),

@@ -16,7 +16,7 @@ constexpr uint64_t kPresent = 1, kWritable = 2, kUser = 4, kLarge = 0x80, kNoExe
 constexpr uint64_t kAll = kPresent | kWritable | kUser;
 // One table per level, the top one where CR3 points.
 constexpr uint64_t table(unsigned level) {
-  return 0x1000 * level;
+  return uint64_t{0x1000} * level;
 }
 
 class PageWalk : public ::testing::Test {

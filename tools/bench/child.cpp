@@ -11,6 +11,7 @@ namespace stopvisor::tools {
 
 std::expected<Child, vmm::Error> Child::start(const std::vector<std::string>& command) {
   std::vector<char*> arguments;
+  arguments.reserve(command.size() + 1);
   for (const std::string& word : command)
     arguments.push_back(const_cast<char*>(word.c_str())); // posix_spawn's prototype; it writes nothing
   arguments.push_back(nullptr);

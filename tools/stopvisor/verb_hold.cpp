@@ -180,6 +180,7 @@ private:
 
   Error not_started(int error) const {
     return {"hold", command_.front(), std::generic_category().message(error) + "; the VM was let go",
+            // NOLINTNEXTLINE(clang-analyzer-optin.core.EnumCastOutOfRange): as env(1) and the shells have it
             Status(error == ENOENT ? kNotFound : kNotStarted)};
   }
 
