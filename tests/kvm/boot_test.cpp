@@ -134,6 +134,19 @@ TEST_F(ProbeGuest, RunsOnSharedMemory) {
   EXPECT_EQ(vm->wait_for_end().kind, EndKind::kPowerOff);
 }
 
+TEST_F(ProbeGuest, RunsOnHugePages) {
+  VmConfig config = probe(2, "scenarios=ledger exit_after_slices=3");
+  config.backing = MemoryBacking::kHugetlb;
+  std::ifstream pool("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+  uint64_t free_pages = 0;
+  if (!(pool >> free_pages) || free_pages < config.memory_bytes >> 21)
+    GTEST_SKIP() << "skipped: the host's pool has " << free_pages << " free huge pages of 2 MiB, the test needs "
+                 << (config.memory_bytes >> 21);
+  const auto vm = started(config);
+  ASSERT_NE(vm, nullptr);
+  EXPECT_EQ(vm->wait_for_end().kind, EndKind::kPowerOff);
+}
+
 TEST_F(ProbeGuest, FindsMemoryOnBothSidesOfTheHole) {
   VmConfig config = probe(1, "scenarios=ledger exit_after_slices=3");
   config.memory_bytes = 5ULL << 30; // reserved, not touched

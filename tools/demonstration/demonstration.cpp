@@ -221,7 +221,7 @@ private:
 
 std::expected<void, Error> demonstrate() {
   vmm::VmConfig config;
-  config.name = "demo";
+  config.name = "the probe guest";
   config.cpus = kCpus;
   config.memory_bytes = 64ULL << 20;
   config.cmdline = "scenarios=ledger";

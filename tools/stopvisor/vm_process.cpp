@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <memory>
 #include <thread>
@@ -65,15 +66,22 @@ public:
   [[nodiscard]] int taken() const noexcept { return taken_.load(std::memory_order_relaxed); }
 
 private:
+  // A VM ends in milliseconds; after this long something hangs, and a further signal means the process.
+  static constexpr std::chrono::seconds kGrace{1};
+
   void serve(vmm::Vm& vm) noexcept {
     const int first = wait_for_one();
     if (first == 0)
       return;
     taken_.store(first, std::memory_order_relaxed); // joined before it is read
     vm.request_end({vmm::EndKind::kRequested, ""});
-    const int second = wait_for_one();
-    if (second == 0)
-      return;
+    const auto patience = std::chrono::steady_clock::now() + kGrace;
+    int second = 0;
+    do { // whoever presses Ctrl-C twice at once means one end
+      second = wait_for_one();
+      if (second == 0)
+        return;
+    } while (std::chrono::steady_clock::now() < patience);
     vmm::RawTerminal::give_back();
     ::_exit(128 + second); // what hangs is not waited for: no destructors
   }

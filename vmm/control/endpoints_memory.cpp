@@ -110,6 +110,8 @@ std::expected<void, Error> compare_and_write(ApiContext& context, std::vector<Wr
 }
 
 std::expected<void, Error> write_live(ApiContext& context, std::vector<Write>& writes) {
+  if (context.vm.state() == VmState::kEnded)
+    return std::unexpected(Error{"poke", context.vm.config().name, "the VM has ended", Status::kFailed});
   for (const Write& write : writes)
     if (write.address.kind != GuestAddress::Kind::kPhysical)
       return std::unexpected(Error{"poke", to_string(write.address),

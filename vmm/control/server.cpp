@@ -20,7 +20,7 @@ namespace stopvisor::vmm {
 namespace {
 
 constexpr std::chrono::seconds kLastAnswers{1}; // for clients to read their last answer when the server ends
-constexpr std::chrono::milliseconds kNoDescriptor{100}; // accept() found none free: look again after this
+constexpr std::chrono::milliseconds kNextAttempt{100}; // accept() found none free: look again after this
 
 struct Client {
   UniqueFd fd; // closed by its thread, under the mutex, when it ends
@@ -113,15 +113,16 @@ void ControlServer::Parts::admit(UniqueFd fd) {
                         403));
 }
 
+// Out of descriptors, memory, or worse: a VM whose socket falls silent for good could not even be ended by name.
 // RETURNS: whether accepting goes on after accept() failed.
 bool ControlServer::Parts::pause_after(int error) {
   if (error == EINTR || error == ECONNABORTED)
     return true;
   std::unique_lock lock(mutex);
-  if (stopping || (error != EMFILE && error != ENFILE && error != ENOBUFS && error != ENOMEM))
+  if (stopping)
     return false;
   reap(lock);
-  ended.wait_for(lock, kNoDescriptor); // sooner where a connection of ours ends
+  ended.wait_for(lock, kNextAttempt); // sooner where a connection of ours ends
   return !stopping;
 }
 
