@@ -20,8 +20,6 @@
 #include "vmm/vcpu_thread.h"
 
 #include <pthread.h>
-#include <sched.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
@@ -81,57 +79,11 @@ void VcpuThread::kick() noexcept {
   // before the thread's own look at gate_, which then sees the work too; or after it, and the wait has a new value.
   if ((gate_.fetch_add(kOneKick, std::memory_order_acq_rel) & kGateOpen) == 0)
     stopper::FutexPlatform::wake_all(gate_);
-  note_urgent();
-  const pid_t tid = tid_.load(std::memory_order_acquire); // pairs with run()
+  priority_.note_urgent();
+  const pid_t tid = priority_.thread_id();
   if (tid != 0 && !around_.hooks.drop_signal(cpu_))
     send_kick(tid);
   around_.hooks.at(VcpuPoint::kAfterSignal, cpu_);
-}
-
-// A lift races with the thread's own way back to the guest. Whoever makes urgency_ leave kLifted lowers the thread;
-// and the lifter looks again after its system call, in case the thread had lowered itself before it: so no guest
-// code runs with the priority for longer than that. No lock: a thread that loses its processor at the wrong place
-// would keep everybody who kicks it waiting.
-stopper::Kick::Lift VcpuThread::lift() noexcept {
-  const pid_t tid = tid_.load(std::memory_order_acquire); // pairs with run()
-  uint32_t kicked = kKicked;
-  // acq_rel, here and below: system calls on one thread are ordered by who moved the word last (U1).
-  if (tid == 0 || policy_ == SCHED_FIFO || policy_ == SCHED_RR ||
-      !urgency_.compare_exchange_strong(kicked, kLifted, std::memory_order_acq_rel, std::memory_order_relaxed))
-    return stopper::Kick::Lift::kNotNeeded;
-  const sched_param lowest{.sched_priority = 1}; // above all that is not real-time; enough
-  const bool raised = ::sched_setscheduler(tid, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest) == 0;
-  if (urgency_.load(std::memory_order_acquire) != kLifted) // U1: it has lowered itself, perhaps too early
-    lower(tid);
-  return raised ? stopper::Kick::Lift::kLifted : stopper::Kick::Lift::kRefused;
-}
-
-void VcpuThread::restore() noexcept {
-  uint32_t lifted = kLifted;
-  const pid_t tid = tid_.load(std::memory_order_acquire); // pairs with run()
-  if (urgency_.compare_exchange_strong(lifted, kKicked, std::memory_order_acq_rel,
-                                       std::memory_order_relaxed) && // U1
-      tid != 0)
-    lower(tid);
-}
-
-void VcpuThread::lower(pid_t tid) const noexcept {
-  const sched_param none{.sched_priority = 0};                           // the nice value was kept all along
-  (void)::sched_setscheduler(tid, policy_ | SCHED_RESET_ON_FORK, &none); // lowering is always allowed
-}
-
-// It has something to do for a stop: it may be lifted. CONTEXT: any thread.
-void VcpuThread::note_urgent() noexcept {
-  uint32_t idle = kIdle;
-  urgency_.compare_exchange_strong(idle, kKicked, std::memory_order_acq_rel, std::memory_order_relaxed); // U1
-}
-
-// Before guest code: from here on nobody lifts this thread until it is kicked again.
-void VcpuThread::settle_priority() noexcept {
-  // relaxed: a kick that we miss here ends the KVM_RUN to come.
-  if (urgency_.load(std::memory_order_relaxed) != kIdle &&
-      urgency_.exchange(kIdle, std::memory_order_acq_rel) == kLifted) // U1
-    lower(::gettid());
 }
 
 void VcpuThread::open_gate() noexcept {
@@ -161,9 +113,8 @@ void VcpuThread::run() noexcept {
   t_current = this;
   around_.machine.bind_thread(cpu_);
   accept_kicks(&vcpu_.run());
-  policy_ = ::sched_getscheduler(0) & ~SCHED_RESET_ON_FORK;
-  tid_.store(::gettid(), std::memory_order_release); // pairs with kick()
-  stage_.store(kRuns, std::memory_order_release);    // pairs with start()
+  priority_.adopt_this_thread();
+  stage_.store(kRuns, std::memory_order_release); // pairs with start()
   stage_.notify_all();
 
   loop();
@@ -171,9 +122,7 @@ void VcpuThread::run() noexcept {
   // Out for good. Works that were queued up to here are executed first, since their stop waits for us; from then on
   // a stop does without this vCPU. No kick is needed any more.
   around_.machine.retire(cpu_);
-  settle_priority();
-  tid_.store(0,
-             std::memory_order_release); // pairs with kick(), which may still send a last signal: see send_kick()
+  priority_.leave(); // a kick may still send a last signal: see send_kick()
   accept_kicks(nullptr);
   around_.machine.unbind_thread();
   t_current = nullptr;
@@ -200,8 +149,8 @@ void VcpuThread::loop() noexcept {
       continue; // a signal may have set immediate_exit meanwhile: once round
     }
     at(VcpuPoint::kAfterCheck);
-    settle_priority();
-    enter_guest(); // E
+    priority_.settle(); // a kick that it misses ends the KVM_RUN to come
+    enter_guest();      // E
     at(VcpuPoint::kBeforeClear);
   }
 }
@@ -217,7 +166,7 @@ void VcpuThread::enter_guest() noexcept {
   noted_out_ = around_.machine.should_run(cpu_);
   if (noted_out_) {
     around_.machine.note_out(cpu_, reason);
-    note_urgent(); // where the kick's mark went with a settle_priority() before the work was queued
+    priority_.note_urgent(); // where the kick's mark went with a settle() before the work was queued
   }
   at(VcpuPoint::kOutOfRun);
   // EINTR: kicked. EAGAIN: a vCPU that waits for INIT/SIPI has been woken (KVM API, 4.10).

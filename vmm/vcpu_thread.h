@@ -18,6 +18,7 @@
 #include "vmm/guest_request.h"
 #include "vmm/kvm_vcpu.h"
 #include "vmm/test_hooks.h"
+#include "vmm/thread_priority.h"
 #include "vmm/vm_life.h"
 
 namespace stopvisor::vmm {
@@ -52,17 +53,16 @@ public:
   // the thread does not exist yet, or no more.
   void kick() noexcept;
 
-  // Makes the thread the first to get a processor, until it goes back to the guest or restore() (SCHED_FIFO; needs
-  // CAP_SYS_NICE or RLIMIT_RTPRIO). CONTEXT: any thread, does not block.
-  [[nodiscard]] stopper::Kick::Lift lift() noexcept;
-  void restore() noexcept; // to what it was when it started
+  // See ThreadPriority. CONTEXT: any thread, does not block.
+  [[nodiscard]] stopper::Kick::Lift lift() noexcept { return priority_.lift(); }
+  void restore() noexcept { priority_.restore(); }
 
   // A device passes on what the guest asked for. CONTEXT: the thread of the vCPU that is being served, else it is
   // lost.
   static void request_from_current(GuestRequest request) noexcept;
 
   // Live values, each by itself. CONTEXT: any thread.
-  [[nodiscard]] pid_t thread_id() const noexcept { return tid_.load(std::memory_order_acquire); } // 0: not running
+  [[nodiscard]] pid_t thread_id() const noexcept { return priority_.thread_id(); } // 0: not running
   [[nodiscard]] uint64_t exits() const noexcept { return exits_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::string last_exit() const; // "" before the first
 
@@ -72,16 +72,11 @@ private:
   static constexpr uint32_t kGateOpen = 1; // bit 0 of gate_; the rest counts kicks
   static constexpr uint32_t kOneKick = 2;
   static constexpr uint32_t kNoExit = ~0u;
-  // In the guest or about to be; kicked since; kicked and lifted.
-  enum Urgency : uint32_t { kIdle, kKicked, kLifted };
   enum Stage : uint32_t { kNotStarted, kRuns, kLeft };
 
   void run() noexcept;
   void loop() noexcept;
   void wait_at_gate() noexcept;
-  void lower(pid_t tid) const noexcept;
-  void note_urgent() noexcept;
-  void settle_priority() noexcept;
   void run_works() noexcept;
   void enter_guest() noexcept;
   void serve_exit() noexcept;
@@ -105,13 +100,11 @@ private:
 
   // Written by the thread, read by anybody:
   std::atomic<uint32_t> stage_{kNotStarted};
-  std::atomic<pid_t> tid_{0};
   std::atomic<uint64_t> exits_{0};
   std::atomic<uint32_t> last_exit_{kNoExit};
-  int policy_ = 0; // its scheduling at the start; published by tid_
   // Written by anybody:
   std::atomic<uint32_t> gate_{0};
-  std::atomic<uint32_t> urgency_{kIdle};
+  ThreadPriority priority_;
 
   std::thread thread_;
 };
