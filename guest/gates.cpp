@@ -14,6 +14,10 @@ extern const char probe_timer_x2apic[];
 extern const char probe_timer_xapic[];
 extern const char probe_button_x2apic[];
 extern const char probe_button_xapic[];
+extern const char probe_hotplug_x2apic[];
+extern const char probe_hotplug_xapic[];
+extern const char probe_wake_x2apic[];
+extern const char probe_wake_xapic[];
 extern const char probe_spurious[];
 extern const uint8_t probe_x2apic;
 }
@@ -44,6 +48,8 @@ void fill_gates() {
   const bool x2apic = probe_x2apic != 0;
   set_gate(PROBE_VECTOR_TIMER, x2apic ? probe_timer_x2apic : probe_timer_xapic);
   set_gate(PROBE_VECTOR_BUTTON, x2apic ? probe_button_x2apic : probe_button_xapic);
+  set_gate(PROBE_VECTOR_HOTPLUG, x2apic ? probe_hotplug_x2apic : probe_hotplug_xapic);
+  set_gate(PROBE_VECTOR_WAKE, x2apic ? probe_wake_x2apic : probe_wake_xapic);
 }
 
 } // namespace stopvisor::probe

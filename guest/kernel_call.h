@@ -18,6 +18,7 @@ enum class KernelCall : uint64_t {
   kTripleFault = 5,
   kUnemulatable = 6,
   kPark = 7,
+  kWriteLast = 8,
 };
 
 struct CpuidLeaf {
@@ -37,9 +38,15 @@ inline uint64_t kernel_call(KernelCall call, uint64_t rdi = 0, uint64_t rsi = 0,
   return rdx << 32 | (rax & 0xffff'ffff);
 }
 
-// Waits in HLT, interrupts on, for the next interrupt.
+// Waits in HLT, interrupts on, for the next interrupt. Returns at once while the CpuBlock holds a note.
 inline void idle() {
   kernel_call(KernelCall::kWaitForInterrupt);
+}
+
+// Writes 4 bytes to a port as the last thing this vCPU does: interrupts are off, and HLT follows, for ever.
+[[noreturn]] inline void write_last(uint16_t port, uint32_t value) {
+  kernel_call(KernelCall::kWriteLast, port, value);
+  __builtin_unreachable();
 }
 
 inline void write_msr(uint32_t msr, uint64_t value) {

@@ -19,13 +19,16 @@
 
 // CpuBlock and CpuResults fields that assembly touches.
 #define PROBE_BLOCK_RESULTS 0
-#define PROBE_BLOCK_BUTTON 12
+#define PROBE_BLOCK_BUTTON 12 // these three: one byte each, looked at together
+#define PROBE_BLOCK_HOTPLUG 13
+#define PROBE_BLOCK_WAKE 14
+#define PROBE_BLOCK_NOTES 12 // the 4 bytes of which they are three
 #define PROBE_RESULTS_TIMER_INTERRUPTS 24
 
 // Task states stand in a row, and behind the last is the port map all of them share: it lets CPL 3 use ports
-// 0 to 0x53ff. IOPL 3 would be simpler, but some KVMs drop IOPL from RFLAGS.
+// 0 to 0x63ff. IOPL 3 would be simpler, but some KVMs drop IOPL from RFLAGS.
 #define PROBE_TASK_BYTES 104
-#define PROBE_PORT_MAP_BYTES 0xa80 // and one more byte of all ones
+#define PROBE_PORT_MAP_BYTES 0xc80 // and one more byte of all ones
 
 // Selectors: the ones a Linux guest uses.
 #define PROBE_KERNEL_CS 0x10
@@ -44,4 +47,6 @@
 // Interrupt vectors.
 #define PROBE_VECTOR_TIMER 0x20
 #define PROBE_VECTOR_BUTTON 0x29
+#define PROBE_VECTOR_HOTPLUG 0x2a
+#define PROBE_VECTOR_WAKE 0x2b // from another vCPU
 #define PROBE_VECTOR_SPURIOUS 0xff

@@ -2,6 +2,7 @@
 // Turns through the scenarios; between two slices it looks at what the host, or the power button, wants.
 #include "guest/loop.h"
 
+#include "guest/coming_and_going.h"
 #include "guest/kernel_call.h"
 #include "guest/power.h"
 #include "guest/scenarios.h"
@@ -12,8 +13,6 @@ namespace {
 
 constexpr uint32_t kScenarioCount = 6;
 using Slice = void (*)(SliceState&);
-
-uint32_t g_finished; // vCPUs that did all their slices; atomic
 
 Slice slice_of(uint32_t bit) {
   switch (bit) {
@@ -30,10 +29,6 @@ Slice slice_of(uint32_t bit) {
   default:
     return idle_slice;
   }
-}
-
-void set_phase(CpuResults& own, CpuPhase phase) {
-  *const_cast<volatile uint32_t*>(&own.phase) = static_cast<uint32_t>(phase);
 }
 
 void start_epoch(SliceState& state, uint64_t epoch) {
@@ -63,14 +58,29 @@ void print_banner(const Options& options) {
   print(results().doorbell_present != 0 ? "\n" : ", no doorbell\n");
 }
 
-// The boot processor says once that everybody runs, and hears the power button. RETURNS whether that took time.
+// Hears the CPU device: the boot processor for all, the others whether they are to leave. The boot processor also
+// says once that everybody runs, and hears the power button. RETURNS whether that took time.
 bool attend(CpuBlock& block) {
-  if (block.boots == 0)
-    return false;
+  if (block.boots == 0) {
+    if (block.wake == 0)
+      return false;
+    leave_if_asked(block);
+    return true;
+  }
+  if (block.hotplug != 0) {
+    block.hotplug = 0;
+    follow_cpu_device();
+    return true;
+  }
   if (block.announced == 0 &&
       __atomic_load_n(&results().cpus_running, __ATOMIC_RELAXED) >= results().cpus_present) {
     block.announced = 1;
+    tell_changes(block, true);
     print("stopvisor probe: running\n");
+    return true;
+  }
+  if (block.wake != 0) {
+    tell_changes(block, block.announced == 0);
     return true;
   }
   if (block.button != 0) {
@@ -88,21 +98,11 @@ bool attend(CpuBlock& block) {
 [[noreturn]] void finish(CpuBlock& block) {
   attend(block);
   set_phase(*block.results, CpuPhase::kPoweredOff);
-  const uint32_t finished = __atomic_add_fetch(&g_finished, 1, __ATOMIC_ACQ_REL);
-  if (finished == results().cpus_present)
-    power_off();
   for (;;) {
-    attend(block);
+    if (everybody_finished()) // now, or since others have left
+      power_off();
     idle();
-  }
-}
-
-// Where nobody told the number of vCPUs reliably, more may come than were expected.
-void count_running() {
-  const uint32_t running = __atomic_add_fetch(&results().cpus_running, 1, __ATOMIC_RELEASE);
-  uint32_t present = __atomic_load_n(&results().cpus_present, __ATOMIC_RELAXED);
-  while (present < running && !__atomic_compare_exchange_n(&results().cpus_present, &present, running, false,
-                                                           __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    attend(block);
   }
 }
 
@@ -113,9 +113,9 @@ void run_slices(CpuBlock& block, const Options& options, const Memory& memory) {
   SliceState state{.results = &own, .index = block.index, .memory = memory};
   const volatile Control& control = results().control;
   uint32_t bit = 0;
-  own.epoch = control.epoch;
+  prepare_mailbox(state);
   set_phase(own, CpuPhase::kRunning);
-  count_running();
+  come_up(block);
   if (block.boots != 0)
     print_banner(options); // now that it delays nobody
   for (;;) {

@@ -2,6 +2,7 @@
 // Start-up at CPL 3: vCPU 0 prepares everything and starts the others; then each enters the slice loop.
 #include "guest/apic.h"
 #include "guest/boot_fault.h"
+#include "guest/coming_and_going.h"
 #include "guest/command_line.h"
 #include "guest/cpu_block.h"
 #include "guest/crash.h"
@@ -37,6 +38,9 @@ void claim_block(CpuBlock& block) {
   block.index = index_of(&block);
   block.results = reinterpret_cast<CpuResults*>(cpu_results_gpa(block.index));
   block.button = 0;
+  block.hotplug = 0;
+  block.wake = 0;
+  block.no_note = 0;
   block.boots = 0;
   block.announced = 0;
   block.results->apic_id = block.index;
@@ -47,7 +51,6 @@ void fill_results() {
   Results& page = results();
   memset(&page, 0, sizeof page); // RAM of a VM that was reset is not zero
   page.abi_version = kAbiVersion;
-  page.cpus_present = g_options.cpus != 0 ? g_options.cpus : cpus_told();
   page.doorbell_present = in32(kDoorbellSignaturePort) == kDoorbellSignature ? 1 : 0;
   page.memory_bytes = g_memory.total_bytes;
   const uint64_t capacity = dirty_capacity(g_memory);
@@ -83,21 +86,28 @@ void probe_boot_cpu(stopvisor::probe::CpuBlock* block, const stopvisor::probe::S
   map_high_memory(g_memory);
   write_code_sites();
   commit_boot_fault(*block, g_options.boot_fault);
-  route_power_button(block->index);
+  const bool cpu_device = find_cpu_device(*block, g_options.timer_hz != 0);
+  route_interrupts(block->index, cpu_device);
+  if (cpu_device)
+    results().cpus_present = count_wanted();
+  else
+    results().cpus_present = g_options.cpus != 0 ? g_options.cpus : cpus_told();
   results().tsc_hz = tsc_hz_told();
   if (results().tsc_hz == 0)
     results().tsc_hz = measure_tsc_hz();
   block->boots = 1;
   block->button = 1; // look once: it may have been pressed before it was routed
   *const_cast<volatile uint64_t*>(&results().magic) = kMagic;
-  if (g_options.cpus != 1)
-    start_other_cpus(); // last: they may outnumber the cores and keep this one waiting
+  if (cpu_device) // last: they may outnumber the cores and keep this one waiting
+    start_wanted();
+  else if (g_options.cpus != 1)
+    start_other_cpus();
   enter_loop(*block);
 }
 
 void probe_application_cpu(stopvisor::probe::CpuBlock* block) {
   using namespace stopvisor::probe;
-  if (g_options.cpus != 0 && index_of(block) >= g_options.cpus)
+  if (!may_work(index_of(block), g_options.cpus))
     kernel_call(KernelCall::kPark);
   claim_block(*block);
   enter_loop(*block);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // dirty: rewrites memory at a given rate, each vCPU its own share of the area.
+#include "guest/coming_and_going.h"
 #include "guest/port.h"
 #include "guest/scenarios.h"
 
@@ -54,8 +55,8 @@ void dirty_slice(SliceState& state) {
   const uint64_t capacity = dirty_capacity(state.memory);
   const uint64_t wanted = control.dirty_bytes;
   const uint64_t all_pages = (wanted < capacity ? wanted : capacity) / kPageBytes;
-  const uint64_t cpus = results().cpus_present;
-  const uint64_t share = state.index % cpus;
+  const uint64_t cpus = __atomic_load_n(&results().cpus_present, __ATOMIC_RELAXED); // changes as vCPUs come and go
+  const uint64_t share = rank_of(state.index) % cpus;
   const uint64_t begin = all_pages * share / cpus;
   const uint64_t count = all_pages * (share + 1) / cpus - begin;
   const uint64_t rate = control.dirty_rate;

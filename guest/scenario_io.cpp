@@ -2,6 +2,7 @@
 // io: numbered accesses in flight, so that a lost or doubled one shows on one side or the other.
 //
 // A counter is stored right after its access: seen under a stop, the device is level with it or one ahead.
+// The mailbox is the other direction: the device's worker writes to memory at times of its own, never under a stop.
 #include "guest/port.h"
 #include "guest/scenarios.h"
 
@@ -10,7 +11,39 @@ namespace {
 
 constexpr uint32_t kRounds = 4; // of one access of each kind; each leaves guest mode
 
+inline volatile uint64_t& mail(const SliceState& state, uint32_t word) {
+  return *reinterpret_cast<volatile uint64_t*>(mailbox_word_gpa(state.index, word));
+}
+
+// Rings for the next job once the last is done; never waits for it.
+void look_into_mailbox(SliceState& state, volatile uint64_t* ring) {
+  CpuResults& out = *state.results;
+  bool done = true;
+  for (uint32_t word = 0; word < kMailboxWords; ++word) {
+    const uint64_t value = mail(state, word);
+    if (value < state.mail_last[word] || value > out.mail_rung)
+      ++out.mail_bad;
+    state.mail_last[word] = value;
+    done &= value == out.mail_rung;
+  }
+  if (!done)
+    return;
+  const uint64_t next = out.mail_rung + 1;
+  out.mail_seen = out.mail_rung;
+  *const_cast<volatile uint64_t*>(&out.mail_rung) = next; // first: the worker may be quick
+  *ring = next;
+}
+
 } // namespace
+
+void prepare_mailbox(SliceState& state) {
+  const CpuResults& own = *state.results;
+  for (uint32_t word = 0; word < kMailboxWords; ++word) {
+    if (results().doorbell_present != 0 && own.mail_rung == 0)
+      mail(state, word) = 0;
+    state.mail_last[word] = own.mail_seen; // no word can be older
+  }
+}
 
 void io_slice(SliceState& state) {
   if (results().doorbell_present == 0)
@@ -39,6 +72,7 @@ void io_slice(SliceState& state) {
       ++out.io_bad;
     out.io_mmio_reads = mmio_count;
   }
+  look_into_mailbox(state, reinterpret_cast<volatile uint64_t*>(mmio + kDoorbellMmioRing));
 }
 
 } // namespace stopvisor::probe

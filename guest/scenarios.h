@@ -19,7 +19,8 @@ struct SliceState {
   uint64_t dirty_next_page = 0; // within this vCPU's share
   uint64_t dirty_pass = 0;
   uint64_t dirty_last_tsc = 0;
-  uint64_t dirty_credit = 0; // TSC ticks not yet spent on pages
+  uint64_t dirty_credit = 0;              // TSC ticks not yet spent on pages
+  uint64_t mail_last[kMailboxWords] = {}; // the mailbox's words when they were last read
 };
 
 void gap_slice(SliceState& state);
@@ -28,6 +29,10 @@ void code_slice(SliceState& state);
 void dirty_slice(SliceState& state);
 void io_slice(SliceState& state);
 void idle_slice(SliceState& state);
+
+// Empties the mailbox of a vCPU that has not rung yet; one that comes back goes on where it was.
+// CONTEXT: each vCPU, before its first slice.
+void prepare_mailbox(SliceState& state);
 
 // Writes the code sites with the value 0. CONTEXT: vCPU 0 before any slice.
 void write_code_sites();

@@ -64,13 +64,20 @@ crash:
         incq    PROBE_RESULTS_TIMER_INTERRUPTS(%rax)
         .endm
         .macro  note_button
-        movl    $1, PROBE_BLOCK_BUTTON(%rax)
+        movb    $1, PROBE_BLOCK_BUTTON(%rax)
+        .endm
+        .macro  note_hotplug
+        movb    $1, PROBE_BLOCK_HOTPLUG(%rax)
         .endm
 
         interrupt probe_timer_x2apic, 1, count_timer
         interrupt probe_timer_xapic, 0, count_timer
         interrupt probe_button_x2apic, 1, note_button
         interrupt probe_button_xapic, 0, note_button
+        interrupt probe_hotplug_x2apic, 1, note_hotplug
+        interrupt probe_hotplug_xapic, 0, note_hotplug
+        interrupt probe_wake_x2apic, 1  // who sends it has left a note already
+        interrupt probe_wake_xapic, 0
 
         .globl  probe_spurious
         .balign 16
@@ -95,10 +102,14 @@ probe_undefined:                        // the gate of #UD
         jmp     *calls(, %rax, 8)
 
 call_idle:
+        movq    %rsp, %rcx
+        andq    $-PROBE_CPU_BLOCK_BYTES, %rcx
+        cmpl    $0, PROBE_BLOCK_NOTES(%rcx)
+        jne     1f                      // came between the caller's last look and here
         sti                             // takes effect after HLT began: no wake-up is lost
         hlt
         cli
-        iretq
+1:      iretq
 call_write_msr:                         // RDI: register, RSI: low half, RDX: high half
         movl    %edi, %ecx
         movl    %esi, %eax
@@ -122,6 +133,11 @@ call_cpuid:                             // RDI: leaf, RSI: subleaf, R8: uint32_t
 call_enable_interrupts:
         orl     $0x200, 16(%rsp)
         iretq
+call_write_last:                        // RDI: port, RSI: value
+        movl    %edi, %edx
+        movl    %esi, %eax
+        outl    %eax, %dx
+        jmp     probe_park
 call_triple_fault:
         lidt    no_idt(%rip)
         ud2
@@ -136,7 +152,7 @@ call_unemulatable:                      // KVM's emulator has no CMPXCHG16B
 calls:
         .quad   call_idle, call_write_msr, call_read_msr, call_cpuid
         .quad   call_enable_interrupts, call_triple_fault, call_unemulatable
-        .quad   probe_park
+        .quad   probe_park, call_write_last
         .balign 8
         .skip   6
 no_idt: .word   0
