@@ -10,7 +10,8 @@ namespace stopvisor::tools {
 namespace {
 
 // The guest writes these words at any time; relaxed accesses of whole words, ordering comes from stops.
-uint64_t load(const uint64_t& word) noexcept {
+template <class Word>
+Word load(const Word& word) noexcept {
   return __atomic_load_n(&word, __ATOMIC_RELAXED);
 }
 template <class Word>
@@ -56,6 +57,20 @@ std::expected<void, vmm::Error> ProbeView::await_running(uint32_t cpus, unsigned
   });
 }
 
+std::expected<void, vmm::Error> ProbeView::await_phase(uint32_t cpu, probe::CpuPhase phase, unsigned seconds,
+                                                       const std::function<bool()>& alive) const {
+  return await("wait for vCPU", seconds, alive,
+               [&] { return load(results()->cpu[cpu].phase) == static_cast<uint32_t>(phase); });
+}
+
+uint32_t ProbeView::cpus_present() const noexcept {
+  return load(results()->cpus_present);
+}
+
+uint32_t ProbeView::cpus_running() const noexcept {
+  return load(results()->cpus_running);
+}
+
 probe::CpuResults ProbeView::cpu(uint32_t cpu) const noexcept {
   probe::CpuResults copy{};
   const probe::Results* const page = results();
@@ -80,6 +95,8 @@ ProbeTotals ProbeView::totals(uint32_t cpus) const noexcept {
     totals.code_torn += one.code_torn;
     totals.dirty_pages += one.dirty_pages;
     totals.io_bad += one.io_bad;
+    totals.mail_seen += one.mail_seen;
+    totals.mail_bad += one.mail_bad;
     totals.gap_max_ticks = std::max(totals.gap_max_ticks, one.gap_max_ticks);
   }
   return totals;
@@ -100,7 +117,8 @@ std::expected<void, vmm::Error> ProbeView::reset_counters(uint32_t cpus, unsigne
   store(page->control.epoch, epoch);
   return await("reset counters", seconds, alive, [&] {
     for (uint32_t cpu = 0; cpu < cpus; ++cpu)
-      if (load(page->cpu[cpu].epoch) != epoch)
+      if (load(page->cpu[cpu].phase) != static_cast<uint32_t>(probe::CpuPhase::kOffline) &&
+          load(page->cpu[cpu].epoch) != epoch)
         return false;
     return true;
   });
@@ -111,6 +129,17 @@ void ProbeView::write_ledger(uint64_t value) const noexcept {
     const auto bytes = memory_.range(vmm::Gpa{probe::ledger_word_gpa(word)}, sizeof value);
     store(*reinterpret_cast<uint64_t*>(bytes.data()), value);
   }
+}
+
+bool ProbeView::mailbox_is_level(uint32_t cpu) const noexcept {
+  const auto word = [&](uint32_t number) {
+    const auto bytes = memory_.range(vmm::Gpa{probe::mailbox_word_gpa(cpu, number)}, sizeof(uint64_t));
+    return load(*reinterpret_cast<const uint64_t*>(bytes.data()));
+  };
+  for (uint32_t number = 1; number < probe::kMailboxWords; ++number)
+    if (word(number) != word(0))
+      return false;
+  return true;
 }
 
 void ProbeView::rewrite_code(uint8_t byte) const noexcept {
