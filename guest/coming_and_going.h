@@ -26,8 +26,8 @@ void start_wanted();
 // Does what the registers say now: starts vCPUs, asks others to leave. CONTEXT: the boot processor.
 void follow_cpu_device();
 
-// RETURNS whether this vCPU, which has just started, was called; without a CPU device, whether it is one of the first
-// `told` (0: any is). CONTEXT: the vCPU itself, before it touches its block.
+// RETURNS whether this vCPU, which has just started, was called; without a CPU device, whether it is one of the
+// first `told` (0: any is). CONTEXT: the vCPU itself, before it touches its block.
 bool may_work(uint32_t index, uint32_t told);
 
 // The calling vCPU is at work from now on. CONTEXT: each vCPU, at CPL 3, before its first slice.
