@@ -26,7 +26,7 @@ STOPVISOR = os.environ.get("STOPVISOR", "stopvisor")
 RESULTS_GPA = 0x200000
 LEDGER_GPA = 0x400000
 CPU_RESULTS_OFFSET = 192
-CPU_RESULTS_BYTES = 576
+CPU_RESULTS_BYTES = 640
 SLICES_OFFSET = 8
 IO_OFFSET = 488  # io_port_writes, io_port_reads, io_mmio_writes, io_mmio_reads, io_bad
 
