@@ -79,6 +79,16 @@ Scenario abort_race(int64_t milliseconds, Body hasty, const Body& afterwards = {
   return scenario;
 }
 
+// vCPU 1 comes after the time at which the missing are lifted.
+Scenario late(Body one, Body other) {
+  Scenario scenario = pair(std::move(one), std::move(other));
+  scenario.prepare = [](World& world) {
+    world.rekicks_allowed = true;
+    world.get_stuck(1, after(8));
+  };
+  return scenario;
+}
+
 constexpr NamedScenario kScenarios[] = {
     {"hold-hold", [] { return pair(plain_hold, plain_hold); }},
     {"hold-wide", [] { return pair(plain_hold, wide); }},
@@ -150,6 +160,9 @@ constexpr NamedScenario kScenarios[] = {
        };
        return scenario;
      }},
+    {"late-hold", [] { return late(plain_hold, one); }}, // it is lifted, and lowered by whoever comes first to it
+    {"late-wide", [] { return late(wide, plain_hold); }},
+    {"late-one-two", [] { return late(one, two); }, 1},
     {"lost-kick",
      [] {
        Scenario scenario = pair(plain_hold, one);

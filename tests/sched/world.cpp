@@ -18,6 +18,7 @@ void World::start(CpuId cpu) {
   Member& self = members_[cpu];
   self.online = true;
   self.leave = self.signal_pending = self.immediate_exit = self.resting = false;
+  self.kicked = self.lifted = false;
   char name[16];
   const bool vcpu = cpu < shape_.cpus;
   std::snprintf(name, sizeof name, "%s%u", vcpu ? "vcpu" : "worker", vcpu ? cpu : cpu - shape_.cpus);
@@ -68,6 +69,7 @@ void World::kvm_run(CpuId cpu) {
   if (self.immediate_exit || self.signal_pending) // KVM_RUN looks for signals before it enters the guest
     return;
   check_unclaimed(self, cpu, "enters the guest");
+  self.kicked = self.lifted = false; // it lowers itself
   engine.note("enters the guest");
   self.in_guest = true;
   for (unsigned instruction = 0; !self.immediate_exit; take_signal(self)) {
@@ -169,12 +171,34 @@ void World::kick(CpuId cpu) noexcept {
   Member& member = members_[cpu];
   Engine::get().step(member.signal, Access::kWrite, "kick");
   Engine::get().note("of %u", cpu);
+  member.kicked = true;
   if (member.lose_kicks > 0) {
     --member.lose_kicks;
     Engine::get().note("is lost");
     return;
   }
   kick_for_sure(member);
+}
+
+stopper::Kick::Lift World::lift(CpuId cpu) noexcept {
+  Engine::get().step(members_[cpu].signal, Access::kWrite, "lift");
+  Engine::get().note("of %u", cpu);
+  Member& member = members_[cpu];
+  if (!member.online || !member.kicked || member.lifted)
+    return Lift::kNotNeeded;
+  member.lifted = true;
+  ++member.restores_owed;
+  return Lift::kLifted;
+}
+
+void World::restore(CpuId cpu) noexcept {
+  Member& member = members_[cpu];
+  Engine::get().step(member.signal, Access::kWrite, "restore");
+  Engine::get().note("of %u", cpu);
+  if (member.restores_owed == 0)
+    Engine::get().fail("vCPU %u is lowered, and nobody has lifted it", cpu);
+  --member.restores_owed;
+  member.lifted = false;
 }
 
 // ---- hotplug ----------------------------------------------------------------------------------------------
@@ -289,6 +313,9 @@ void World::finish(bool closed) {
   for (CpuId cpu = 0; cpu < count(); ++cpu)
     if (members_[cpu].online)
       take_offline(cpu);
+  for (CpuId cpu = 0; cpu < count(); ++cpu)
+    if (members_[cpu].restores_owed != 0)
+      engine.fail("participant %u was lifted and nobody lowered it", cpu);
   if (nowait_ran != nowait_queued)
     engine.fail("%u works were queued without waiting, %u ran", nowait_queued, nowait_ran);
 }

@@ -55,6 +55,9 @@ public:
   ~World() override = default;
 
   void kick(CpuId cpu) noexcept override;
+  // As the VMM's threads do it: lifted from a kick until the guest or restore(), and counted.
+  Lift lift(CpuId cpu) noexcept override;
+  void restore(CpuId cpu) noexcept override;
 
   // What is claimed: these vCPUs, and the workers, are at rest. Claims of one owner may overlap.
   struct Claim {
@@ -114,6 +117,9 @@ private:
     bool in_guest = false; // a worker: serving a request
     bool resting = false;  // halted, or waiting for requests
     bool request = false;
+    bool kicked = false; // since it was in the guest
+    bool lifted = false;
+    uint32_t restores_owed = 0;
     uint32_t lose_kicks = 0;
     TimePoint stuck_until{};
     Object signal;

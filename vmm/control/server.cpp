@@ -19,7 +19,7 @@
 namespace stopvisor::vmm {
 namespace {
 
-constexpr std::chrono::seconds kLastAnswers{1}; // for clients to read their last answer when the server ends
+constexpr std::chrono::seconds kLastAnswers{1};        // for clients to read their last answer when the server ends
 constexpr std::chrono::milliseconds kNextAttempt{100}; // accept() found none free: look again after this
 
 struct Client {
