@@ -131,8 +131,6 @@ MUTANTS = [
     Mutant("who was lifted for a stop is not lowered", "stopper/stop_machine_gather.h",
            "    stop.wait_while(state, kForever);\n  restore_lifted(stop.plan().vcpus);",
            "    stop.wait_while(state, kForever);", finds="nobody lowered it"),
-    Mutant("who was lifted is lowered twice", "stopper/stop_machine_gather.h",
-           "if (std::exchange(slot->raised, false))", "if (slot->raised)", finds="nobody has lifted it"),
     Mutant("parked with works queued", "stopper/stopper.h",
            "    if (first_ != nullptr)\n      return false;\n    enabled_.store(0", "    enabled_.store(0",
            search="exhaustive --bound 1 --scenario one-offline"),
