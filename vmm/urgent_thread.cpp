@@ -10,4 +10,14 @@ void make_this_thread_urgent() noexcept {
   (void)::sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest);
 }
 
+bool may_lift_threads() noexcept {
+  const int policy = ::sched_getscheduler(0);
+  sched_param before{};
+  const sched_param lowest{.sched_priority = 1};
+  if (policy < 0 || ::sched_getparam(0, &before) != 0 || ::sched_setscheduler(0, SCHED_FIFO, &lowest) != 0)
+    return false;
+  (void)::sched_setscheduler(0, policy, &before); // lowering is always allowed
+  return true;
+}
+
 } // namespace stopvisor::vmm

@@ -13,4 +13,8 @@ namespace stopvisor::vmm {
 // CONTEXT: a thread that serves requests for stops and otherwise blocks.
 void make_this_thread_urgent() noexcept;
 
+// Whether this process may lift threads so, as stops do with whoever is late. CONTEXT: any thread; it is lifted and
+// lowered again.
+[[nodiscard]] bool may_lift_threads() noexcept;
+
 } // namespace stopvisor::vmm

@@ -124,6 +124,27 @@ class Life(VmCase):
         with open(os.path.join(self.directory, "vm1.log"), encoding="utf-8") as log:
             self.assertIn("vCPU 0", log.read())
 
+    def test_without_the_right_to_lift_threads_the_log_says_so_once_and_stops_work(self):
+        whole = vm_case.STOPVISOR
+        self.addCleanup(setattr, vm_case, "STOPVISOR", whole)
+        script = os.path.join(self.runtime, "unprivileged")
+        with open(script, "w", encoding="utf-8") as out:
+            out.write('#!/bin/sh\nexec prlimit --rtprio=0 setpriv --bounding-set -sys_nice --inh-caps -sys_nice '
+                      f'"{whole}" "$@"\n')
+        os.chmod(script, 0o755)
+        if os.geteuid() != 0:
+            script = whole  # has no such right to begin with, but for its limit
+        vm_case.STOPVISOR = script
+        self.start("--cpus", 4)
+        self.good("pause", "vm1")
+        self.good("resume", "vm1")
+        with open(os.path.join(self.directory, "vm1.log"), encoding="utf-8") as log:
+            self.assertEqual(log.read().count("may not raise its threads' priority"), 1)
+        vm_case.STOPVISOR = whole
+        self.start("--cpus", 1, name="vm2")
+        with open(os.path.join(self.directory, "vm2.log"), encoding="utf-8") as log:
+            self.assertEqual(log.read().count("may not raise"), 0 if os.geteuid() == 0 else 1)
+
     def test_a_foreground_vm_prints_its_serial_port_to_stdout(self):
         child = self.foreground()
         self.wait_until_guest_runs(1)

@@ -20,6 +20,7 @@
 #include "vmm/control/server.h"
 #include "vmm/terminal.h"
 #include "vmm/unique_fd.h"
+#include "vmm/urgent_thread.h"
 
 namespace stopvisor::tools {
 namespace {
@@ -142,6 +143,10 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config,
     return end_of_failed(**vm, signals, server.error());
   }
   ready(*place);
+  if (!vmm::may_lift_threads())
+    spdlog::warn("{}: this process may not raise its threads' priority (CAP_SYS_NICE, or RLIMIT_RTPRIO of 1): with "
+                 "more vCPUs than processors, stops wait for the host's scheduler",
+                 place->name());
   spdlog::info("{}: running, pid {}, {} vCPUs", place->name(), ::getpid(), (*vm)->cpu_count());
   VmProcessEnd ended{place->name(), (*vm)->wait_for_end(), 0};
   (*server)->stop();
