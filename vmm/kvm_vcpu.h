@@ -22,8 +22,8 @@ namespace stopvisor::vmm {
 
 class KvmVcpu {
 public:
-  // Makes vCPU `cpu` of `cpus` and gives it its CPUID. It is as after power-on: vCPU 0 at the reset vector, the
-  // others waiting for INIT/SIPI. RETURNS: kFailed, naming the ioctl.
+  // Makes vCPU `cpu` of `cpus` possible ones and gives it its CPUID. It is as after power-on: vCPU 0 at the reset
+  // vector, the others waiting for INIT/SIPI. RETURNS: kFailed, naming the ioctl.
   [[nodiscard]] static std::expected<KvmVcpu, Error> create(const KvmSystem& system, const KvmVm& vm, uint32_t cpu,
                                                             uint32_t cpus);
   ~KvmVcpu();

@@ -8,12 +8,11 @@
 #include <string>
 
 #include "vmm/kvm_list.h"
+#include "vmm/tsc.h"
 
 namespace stopvisor::vmm {
 namespace {
 
-constexpr uint32_t kMsrTsc = 0x10;       // IA32_TIME_STAMP_COUNTER
-constexpr uint32_t kMsrTscAdjust = 0x3b; // IA32_TSC_ADJUST: writing it moves the TSC
 constexpr size_t kXsaveBytes = sizeof(KvmXsave);
 
 Error ioctl_failed(const char* name) {

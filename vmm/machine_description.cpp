@@ -57,6 +57,8 @@ void write_cpus(TreeWriter& tree, const MachineDescription& machine) {
     tree.text("device_type", "cpu");
     tree.text("compatible", "stopvisor,x86-64");
     tree.cells("reg", {cpu});
+    if (!machine.enabled_cpus.test(cpu))
+      tree.text("status", "disabled");
   }
 }
 
@@ -117,6 +119,14 @@ void write_power(TreeWriter& tree, const MachineDescription& machine, const Mach
   write_interrupt(tree, machine, power.gsi);
 }
 
+void write_cpu_device(TreeWriter& tree, const MachineDescription& machine,
+                      const MachineDescription::CpuDevice& device) {
+  const auto node = tree.node(isa_unit("cpu-device", device.port_base));
+  tree.text("compatible", "stopvisor,cpus-v1");
+  tree.cells("reg", {kIoSpace, device.port_base, 4 * machine.cpus, kIoSpace, device.signature_port, 8});
+  write_interrupt(tree, machine, device.gsi);
+}
+
 void write_reset(TreeWriter& tree, const MachineDescription::Reset& reset) {
   const auto node = tree.node(isa_unit("reset", reset.port));
   tree.text("compatible", "stopvisor,reset-port-v1");
@@ -138,6 +148,8 @@ void write_isa(TreeWriter& tree, const MachineDescription& machine) {
     write_serial(tree, machine, *machine.serial);
   if (machine.power)
     write_power(tree, machine, *machine.power);
+  if (machine.cpu_device)
+    write_cpu_device(tree, machine, *machine.cpu_device);
   for (const MachineDescription::Reset& reset : machine.resets)
     write_reset(tree, reset);
 }

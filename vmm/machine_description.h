@@ -7,12 +7,15 @@
 //
 //   /                     compatible "stopvisor,machine-v1", stopvisor,name, interrupt-parent: the I/O APIC
 //   /chosen               bootargs, linux,initrd-start and -end, stdout-path
-//   /cpus/cpu@N           reg: APIC id
+//   /cpus/cpu@N           reg: APIC id; status "disabled" where the guest is to wait until the CPU device wants it
 //   /memory@BASE          one per memory slot
 //   /interrupt-controller@fec00000 (I/O APIC), @fee00000 (local APIC), /isa/interrupt-controller@i20 (PICs)
 //   /isa/timer@i40        PIT
 //   /isa/serial@iPORT     ns16550a
 //   /isa/power@iPORT      stopvisor,power-v1: power-off, reset, power button (guest/probe_abi.h)
+//   /isa/cpu-device@iPORT stopvisor,cpus-v1: vCPUs that come and go; reg is its registers, 4 bytes for each vCPU,
+//   and
+//                         signature and number of possible vCPUs
 //   /isa/reset@iPORT      stopvisor,reset-port-v1: writing `value` under `mask` there resets the machine
 //   /doorbell@GPA         stopvisor,doorbell-v1: reg is its MMIO, stopvisor,ports and stopvisor,signature-port
 //                         its I/O ports
@@ -25,6 +28,7 @@
 #include <string>
 #include <vector>
 
+#include "stopper/cpu_mask.h"
 #include "vmm/address.h"
 #include "vmm/error.h"
 
@@ -57,6 +61,12 @@ struct Power {
   uint32_t gsi = 0;
 };
 
+struct CpuDevice {
+  uint16_t signature_port = 0;
+  uint16_t port_base = 0;
+  uint32_t gsi = 0;
+};
+
 struct Reset {
   uint16_t port = 0;
   uint8_t value = 0;
@@ -75,17 +85,20 @@ struct MachineDescription {
   using Serial = machine::Serial;
   using Doorbell = machine::Doorbell;
   using Power = machine::Power;
+  using CpuDevice = machine::CpuDevice;
   using Reset = machine::Reset;
   using Initrd = machine::Initrd;
 
   std::string name;
   std::vector<Memory> memory;
-  uint32_t cpus = 1;                 // APIC ids 0 .. cpus - 1
+  uint32_t cpus = 1; // possible ones: APIC ids 0 .. cpus - 1
+  stopper::CpuMask enabled_cpus = stopper::CpuMask::first_n(stopper::kMaxCpus);
   bool interrupt_controllers = true; // local APICs, I/O APIC and PICs, where KVM's irqchip has them
   bool pit = false;
   std::optional<Serial> serial;
   std::optional<Doorbell> doorbell;
   std::optional<Power> power;
+  std::optional<CpuDevice> cpu_device;
   std::vector<Reset> resets;
   std::string bootargs;
   std::optional<Initrd> initrd;

@@ -77,7 +77,7 @@ void VcpuThread::kick() noexcept {
   around_.hooks.at(VcpuPoint::kBeforeSignal, cpu_);
   // G1, acq_rel: all changes of gate_ are read-modify-writes, so that they have one order. Either this one comes
   // before the thread's own look at gate_, which then sees the work too; or after it, and the wait has a new value.
-  if ((gate_.fetch_add(kOneKick, std::memory_order_acq_rel) & kGateOpen) == 0)
+  if (!may_run(gate_.fetch_add(kOneKick, std::memory_order_acq_rel)))
     stopper::FutexPlatform::wake_all(gate_);
   priority_.note_urgent();
   const pid_t tid = priority_.thread_id();
@@ -100,7 +100,11 @@ void VcpuThread::wait_at_gate() noexcept {
       run_works();
       continue;
     }
-    if ((seen & kGateOpen) != 0 || around_.life.ending())
+    if (Order* const order = order_.load(std::memory_order_acquire); order != nullptr) { // O1
+      obey(*order);
+      continue;
+    }
+    if (may_run(seen) || told_to_leave_ || around_.life.ending())
       return;
     stopper::FutexPlatform::wait(gate_, seen, stopper::kForever);
   }
@@ -121,7 +125,10 @@ void VcpuThread::run() noexcept {
 
   // Out for good. Works that were queued up to here are executed first, since their stop waits for us; from then on
   // a stop does without this vCPU. No kick is needed any more.
-  around_.machine.retire(cpu_);
+  if (!told_to_leave_) // an offline one is parked, and may be started again
+    around_.machine.retire(cpu_);
+  if (Order* const order = order_.exchange(&no_more_orders_, std::memory_order_acq_rel); order != nullptr) // O1
+    finish(*order);
   priority_.leave(); // a kick may still send a last signal: see send_kick()
   accept_kicks(nullptr);
   around_.machine.unbind_thread();
@@ -131,7 +138,7 @@ void VcpuThread::run() noexcept {
 }
 
 void VcpuThread::loop() noexcept {
-  while (!around_.life.ending()) {
+  while (!around_.life.ending() && !told_to_leave_) {
     vcpu_.set_immediate_exit(false); // C
     // Keeps the compiler from moving C below L; the CPU runs a handler between two of its own instructions. This is
     // about one thread and its handler, so a signal fence: nothing between threads rests on it.
@@ -143,8 +150,8 @@ void VcpuThread::loop() noexcept {
     }
     if (around_.life.ending()) // L
       return;
-    // relaxed: only this thread shuts the gate, and wait_at_gate() looks again.
-    if ((gate_.load(std::memory_order_relaxed) & kGateOpen) == 0) {
+    // relaxed: only this thread shuts the gate or goes offline, and wait_at_gate() looks again.
+    if (!may_run(gate_.load(std::memory_order_relaxed))) {
       wait_at_gate();
       continue; // a signal may have set immediate_exit meanwhile: once round
     }

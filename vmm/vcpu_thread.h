@@ -11,6 +11,7 @@
 #include <string>
 #include <thread>
 
+#include "stopper/function_ref.h"
 #include "stopper/native.h"
 #include "vmm/bus.h"
 #include "vmm/error.h"
@@ -42,8 +43,23 @@ public:
   VcpuThread& operator=(const VcpuThread&) = delete;
 
   // Makes the thread, and returns once it can be kicked. It runs no guest code before open_gate(), but takes part
-  // in stops. CONTEXT: once; blocks shortly. RETURNS: kFailed where the host has no more threads.
+  // in stops. CONTEXT: once (start_offline(): again after end_offline()); blocks shortly.
+  // RETURNS: kFailed where the host has no more threads.
   [[nodiscard]] std::expected<void, Error> start();
+  // The same of a vCPU that is offline: its stopper is parked, and it runs no guest code before come_online().
+  [[nodiscard]] std::expected<void, Error> start_offline();
+  // Ends and joins a thread that is offline. CONTEXT: as come_online().
+  void end_offline();
+
+  // Whether it is out of the machine: no stop waits for it, it runs no guest code. CONTEXT: any thread; a snapshot.
+  [[nodiscard]] bool offline() const noexcept { return (gate_.load(std::memory_order_acquire) & kOffline) != 0; }
+  // Calls `arrive` on the thread of a vCPU that is offline. Where it says true it has unparked the stopper, and the
+  // vCPU is online. CONTEXT: whoever changes the set of vCPUs, one at a time; blocks for as long as `arrive` does.
+  // RETURNS: what `arrive` said; false where the thread has left, or leaves, as the VM ends.
+  [[nodiscard]] bool come_online(stopper::FunctionRef<bool()> arrive);
+  // Takes the vCPU out of the machine. CONTEXT: its own thread, in a callback (StopMachine::stop_one_cpu()), with
+  // the hotplug lock's write side held by whoever asked for it.
+  void go_offline() noexcept;
   // Lets it run guest code. CONTEXT: any thread, does not block.
   void open_gate() noexcept;
   // CONTEXT: not a vCPU thread; blocks until the thread has left, which it does when the VM ends.
@@ -69,14 +85,26 @@ public:
   [[nodiscard]] const KvmVcpu& vcpu() const noexcept { return vcpu_; }
 
 private:
-  static constexpr uint32_t kGateOpen = 1; // bit 0 of gate_; the rest counts kicks
-  static constexpr uint32_t kOneKick = 2;
+  // gate_: may it run guest code, is it out of the machine, and how often was it kicked.
+  static constexpr uint32_t kGateOpen = 1;
+  static constexpr uint32_t kOffline = 2;
+  static constexpr uint32_t kOneKick = 4;
+  [[nodiscard]] static bool may_run(uint32_t gate) noexcept { return (gate & (kGateOpen | kOffline)) == kGateOpen; }
   static constexpr uint32_t kNoExit = ~0u;
   enum Stage : uint32_t { kNotStarted, kRuns, kLeft };
+  // What an offline thread is to do; on the asker's stack.
+  struct Order {
+    stopper::FunctionRef<bool()>* arrive = nullptr; // null: leave
+    bool online = false;
+    std::atomic<uint32_t> done{0};
+  };
 
   void run() noexcept;
   void loop() noexcept;
   void wait_at_gate() noexcept;
+  [[nodiscard]] bool give(Order& order) noexcept;
+  void obey(Order& order) noexcept;
+  static void finish(Order& order) noexcept;
   void run_works() noexcept;
   void enter_guest() noexcept;
   void serve_exit() noexcept;
@@ -97,6 +125,7 @@ private:
   bool noted_out_ = false;  // note_out() was called for the works to come
   uint32_t activity_ = kNoExit;
   GuestRequest request_ = GuestRequest::kNone;
+  bool told_to_leave_ = false; // while offline
 
   // Written by the thread, read by anybody:
   std::atomic<uint32_t> stage_{kNotStarted};
@@ -104,6 +133,8 @@ private:
   std::atomic<uint32_t> last_exit_{kNoExit};
   // Written by anybody:
   std::atomic<uint32_t> gate_{0};
+  std::atomic<Order*> order_{nullptr}; // &no_more_orders_ once the thread has left
+  Order no_more_orders_;
   ThreadPriority priority_;
 
   std::thread thread_;

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "vmm/tsc.h"
 #include "vmm/vm_parts.h"
 
 namespace stopvisor::vmm {
@@ -53,14 +54,17 @@ VmState Vm::state() const noexcept {
 }
 
 uint32_t Vm::cpu_count() const noexcept {
-  return parts_->config.cpus;
+  return parts_->vcpus.present();
 }
 
 VcpuStatus Vm::vcpu_status(uint32_t cpu) const {
-  if (cpu >= parts_->vcpus.size())
+  if (cpu >= parts_->vcpus.present())
     return {};
-  const VcpuThread& vcpu = *parts_->vcpus[cpu];
-  return {cpu, vcpu.thread_id(), vcpu.exits(), vcpu.last_exit()};
+  const VcpuThread& vcpu = parts_->vcpus[cpu].thread;
+  const VcpuPresence presence = vcpu.offline()                   ? VcpuPresence::kOffline
+                                : parts_->cpu_device.wanted(cpu) ? VcpuPresence::kOnline
+                                                                 : VcpuPresence::kLeaving;
+  return {cpu, presence, vcpu.thread_id(), vcpu.exits(), vcpu.last_exit()};
 }
 
 uint64_t Vm::resets() const noexcept {
@@ -77,7 +81,8 @@ DoorbellCounts Vm::doorbell_counts(uint32_t cpu) const {
 const GuestMemory& Vm::memory() const noexcept {
   return parts_->memory;
 }
-const std::vector<std::byte>& Vm::device_tree() const noexcept {
+std::vector<std::byte> Vm::device_tree() const {
+  const std::lock_guard guard(parts_->tree_lock);
   return parts_->device_tree;
 }
 stopper::StopService& Vm::stops() noexcept {
@@ -88,12 +93,15 @@ stopper::StopMachine& Vm::stop_machine() noexcept {
 }
 
 std::expected<Registers, Error> Vm::registers(uint32_t cpu) const {
-  if (cpu >= parts_->vcpus.size())
-    return std::unexpected(
-        Error{"registers", config().name,
-              "no vCPU " + std::to_string(cpu) + ": it has 0 to " + std::to_string(parts_->vcpus.size() - 1),
-              Status::kUsage});
-  return parts_->vcpus[cpu]->vcpu().registers();
+  if (auto known = parts_->check_cpu("registers", cpu); !known)
+    return std::unexpected(known.error());
+  return parts_->vcpus[cpu].thread.vcpu().registers();
+}
+
+std::expected<uint64_t, Error> Vm::tsc(uint32_t cpu) const {
+  if (auto known = parts_->check_cpu("registers", cpu); !known)
+    return std::unexpected(known.error());
+  return KvmTscAccess(parts_->vcpus[cpu].thread.vcpu()).msr(kMsrTsc);
 }
 
 Error Vm::explain(const std::string& operation, const stopper::StopError& error) const {

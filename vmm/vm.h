@@ -27,7 +27,8 @@ enum class SerialTarget { kTerminal, kFile, kNone };
 
 struct VmConfig {
   std::string name;
-  uint32_t cpus = 1;
+  uint32_t cpus = 1;     // to start with
+  uint32_t max_cpus = 0; // as many as there may be; 0: as many as cpus, 32 where KVM takes that many
   uint64_t memory_bytes = 256ULL << 20;
   MemoryBacking backing = MemoryBacking::kAnonymous;
   std::string kernel; // path of a PVH ELF; empty: the built-in probe guest
@@ -55,9 +56,16 @@ struct VmEnd {
 
 enum class VmState { kCreated, kRunning, kHeld, kEnded };
 
+enum class VcpuPresence {
+  kOnline,
+  kLeaving, // online, and the guest is asked to give it up
+  kOffline, // out of the machine; its thread waits
+};
+
 // What one vCPU is doing, read without stopping it.
 struct VcpuStatus {
   uint32_t cpu = 0;
+  VcpuPresence presence = VcpuPresence::kOnline;
   int thread_id = 0;     // host TID
   uint64_t exits = 0;    // KVM_RUN returns
   std::string last_exit; // name of the last exit reason, "" before the first
@@ -88,22 +96,42 @@ public:
   // Presses the power button; the guest decides. CONTEXT: any thread, does not block.
   [[nodiscard]] std::expected<void, Error> press_power_button();
 
-  [[nodiscard]] const VmConfig& config() const noexcept;
+  // Adds a vCPU, brings it online and tells the guest, which starts it if it will.
+  // CONTEXT, these three: any thread but a vCPU's or one inside a callback; one at a time, the others wait; blocks
+  // until `deadline`. A VM that is held as long makes them kBusy.
+  // RETURNS: its number; kRefused where max_cpus exist, kBusy where the deadline passed, kFailed where the host or
+  // KVM refuses or the VM does not run. Nothing has changed then.
+  [[nodiscard]] std::expected<uint32_t, Error> add_cpu(std::chrono::steady_clock::time_point deadline);
+  // Asks the guest to give up a vCPU, and takes it out of the machine. Its thread stays, and waits. With `force`,
+  // also where the guest has not given it up in half of the time: that may well be the end of the guest.
+  // RETURNS: whether it was taken by force; kUsage where there is no such vCPU, kRefused where it is offline or
+  // number 0, kBusy where the guest did not give it up by `deadline`, or the VM was held; kFailed where the VM does
+  // not run. The guest is asked to use it again then.
+  [[nodiscard]] std::expected<bool, Error> offline_cpu(uint32_t cpu, std::chrono::steady_clock::time_point deadline,
+                                                       bool force);
+  // Brings a vCPU that is offline back, in the state that waits for INIT, and tells the guest.
+  // RETURNS: kUsage where there is no such vCPU, kRefused where it is online, else as add_cpu().
+  [[nodiscard]] std::expected<void, Error> online_cpu(uint32_t cpu, std::chrono::steady_clock::time_point deadline);
+
+  [[nodiscard]] const VmConfig& config() const noexcept; // max_cpus is never 0 in it
   [[nodiscard]] VmState state() const noexcept;
-  [[nodiscard]] uint32_t cpu_count() const noexcept;
+  [[nodiscard]] uint32_t cpu_count() const noexcept; // that exist, online or not; they are numbered from 0
   [[nodiscard]] VcpuStatus vcpu_status(uint32_t cpu) const;
   // How often the guest has reset itself. CONTEXT: any thread.
   [[nodiscard]] uint64_t resets() const noexcept;
   [[nodiscard]] DoorbellCounts doorbell_counts() const; // of all vCPUs since the last reset
   [[nodiscard]] DoorbellCounts doorbell_counts(uint32_t cpu) const;
   [[nodiscard]] const GuestMemory& memory() const noexcept;
-  [[nodiscard]] const std::vector<std::byte>& device_tree() const noexcept; // flattened (DTB)
+  // Flattened (DTB), as the guest was told when it started last. CONTEXT: any thread.
+  [[nodiscard]] std::vector<std::byte> device_tree() const;
   [[nodiscard]] stopper::StopService& stops() noexcept;
   [[nodiscard]] stopper::StopMachine& stop_machine() noexcept;
 
   // One vCPU's registers. CONTEXT: under a stop only (from a callback of stops().run()).
   // RETURNS: kUsage for a vCPU that does not exist, kFailed where KVM refuses.
   [[nodiscard]] std::expected<Registers, Error> registers(uint32_t cpu) const;
+  // One vCPU's time stamp counter. CONTEXT and RETURNS: the same.
+  [[nodiscard]] std::expected<uint64_t, Error> tsc(uint32_t cpu) const;
 
   // Human text of a stop that failed: names each straggler with vCPU, thread, last exit.
   // The object is the VM's name; kBusy where it may succeed later.

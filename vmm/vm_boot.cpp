@@ -54,13 +54,16 @@ std::string boot_cmdline(const VmConfig& config) {
   return cmdline;
 }
 
-std::expected<std::vector<std::byte>, Error> describe_vm(const VmConfig& config, const GuestMemory& memory,
-                                                         bool has_pit, const BootFiles& files) {
+std::expected<std::vector<std::byte>, Error> describe_vm(const VmConfig& config, const stopper::CpuMask& wanted,
+                                                         const GuestMemory& memory, bool has_pit,
+                                                         const BootFiles& files) {
   MachineDescription machine;
   machine.name = config.name;
   for (const MemorySlot& slot : memory.slots())
     machine.memory.push_back({slot.base, slot.size_bytes});
-  machine.cpus = config.cpus;
+  machine.cpus = config.max_cpus;
+  machine.enabled_cpus = wanted;
+  machine.cpu_device = MachineDescription::CpuDevice{probe::kCpuSignaturePort, probe::kCpuPortBase, probe::kCpuGsi};
   machine.pit = has_pit;
   machine.serial = MachineDescription::Serial{kSerialPort, kSerialGsi};
   machine.doorbell =

@@ -34,9 +34,12 @@ private:
 // The command line the guest is given: the probe guest is told how many vCPUs to start, unless it was already.
 [[nodiscard]] std::string boot_cmdline(const VmConfig& config);
 
-// The flattened device tree of this machine (machine_description.h). RETURNS: as describe_machine(), initrd_gpa().
-[[nodiscard]] std::expected<std::vector<std::byte>, Error>
-describe_vm(const VmConfig& config, const GuestMemory& memory, bool has_pit, const BootFiles& files);
+// The flattened device tree of this machine (machine_description.h), in which the vCPUs of `wanted` are those the
+// guest is to use. RETURNS: as describe_machine(), initrd_gpa().
+[[nodiscard]] std::expected<std::vector<std::byte>, Error> describe_vm(const VmConfig& config,
+                                                                       const stopper::CpuMask& wanted,
+                                                                       const GuestMemory& memory, bool has_pit,
+                                                                       const BootFiles& files);
 
 // Loads all of it into `memory`, which reads as zeros. RETURNS: as load_pvh().
 [[nodiscard]] std::expected<BootEntry, Error> load_vm(const VmConfig& config, GuestMemory& memory,

@@ -16,6 +16,9 @@
 namespace stopvisor::vmm {
 namespace {
 
+// As many vCPUs as there may be where nobody says: room to grow at a cost of a few KiB.
+constexpr uint32_t kRoomForCpus = 32;
+
 Error wrong(const VmConfig& config, std::string reason) {
   return Error{"start VM", config.name, std::move(reason), Status::kUsage};
 }
@@ -23,14 +26,18 @@ Error wrong(const VmConfig& config, std::string reason) {
 std::expected<void, Error> check(const VmConfig& config, const KvmSystem& system) {
   if (config.cpus == 0)
     return std::unexpected(wrong(config, "a machine needs at least 1 vCPU"));
-  if (config.cpus > system.max_cpus())
-    return std::unexpected(wrong(config, std::to_string(config.cpus) +
+  if (config.max_cpus < config.cpus)
+    return std::unexpected(wrong(config, "at most " + std::to_string(config.max_cpus) +
+                                             " vCPUs are fewer than the " + std::to_string(config.cpus) +
+                                             " it starts with"));
+  if (config.max_cpus > system.max_cpus())
+    return std::unexpected(wrong(config, std::to_string(config.max_cpus) +
                                              " vCPUs are more than this host's KVM gives one machine (at most " +
                                              std::to_string(system.max_cpus()) + ")"));
   if (!config.kernel.empty())
     return {};
-  if (config.cpus > probe::kMaxCpus)
-    return std::unexpected(wrong(config, std::to_string(config.cpus) +
+  if (config.max_cpus > probe::kMaxCpus)
+    return std::unexpected(wrong(config, std::to_string(config.max_cpus) +
                                              " vCPUs are more than the built-in probe guest starts (at most " +
                                              std::to_string(probe::kMaxCpus) + ")"));
   if (config.memory_bytes != 0 && config.memory_bytes < probe::kMinMemoryBytes)
@@ -63,8 +70,13 @@ Vm::Parts::Parts(VmConfig its_config, KvmSystem its_system, GuestMemory its_memo
               kvm.set_irq_line(probe::kPowerGsi, true);
               kvm.set_irq_line(probe::kPowerGsi, false);
             }),
+      cpu_device(config.max_cpus,
+                 [this] { // an edge
+                   kvm.set_irq_line(probe::kCpuGsi, true);
+                   kvm.set_irq_line(probe::kCpuGsi, false);
+                 }),
       keyboard_reset(VcpuThread::request_from_current), reset_control(VcpuThread::request_from_current),
-      life([this] { let_out(); }), machine(config.cpus, *this), stops(machine) {}
+      life([this] { let_out(); }), machine(config.max_cpus, *this), stops(machine), vcpus(config.max_cpus) {}
 
 Vm::Parts::~Parts() = default;
 
@@ -77,21 +89,19 @@ std::expected<void, Error> Vm::Parts::attach_devices() {
     return done;
   if (auto done = ports.attach(kResetControlPort, 1, reset_control); !done)
     return done;
+  if (auto done = cpu_device.attach_to(ports); !done)
+    return done;
   return doorbell.attach_to(ports, mmio);
 }
 
 std::expected<void, Error> Vm::Parts::make_vcpus() {
   for (uint32_t cpu = 0; cpu < config.cpus; ++cpu) {
-    auto vcpu = KvmVcpu::create(system, kvm, cpu, config.cpus);
+    auto vcpu = make_vcpu(cpu);
     if (!vcpu)
       return std::unexpected(vcpu.error());
-    auto state = VcpuState::save(*vcpu, system);
-    if (!state)
-      return std::unexpected(state.error());
-    initial.push_back(std::move(*state));
-    vcpus.push_back(std::make_unique<VcpuThread>(
-        cpu, std::move(*vcpu),
-        VcpuSurroundings{machine, ports, mmio, memory, hooks, life, [this] { return crash_note(); }}));
+    vcpus.next() = std::move(*vcpu);
+    vcpus.publish();
+    cpu_device.add(cpu, false);
   }
   return {};
 }
@@ -100,7 +110,7 @@ std::expected<void, Error> Vm::Parts::load(const BootFiles& files, std::span<con
   const auto entry = load_vm(config, memory, files, tree);
   if (!entry)
     return std::unexpected(entry.error());
-  return vcpus[0]->vcpu().set_pvh_entry(entry->rip, entry->rbx);
+  return vcpus[0].thread.vcpu().set_pvh_entry(entry->rip, entry->rbx);
 }
 
 std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
@@ -109,6 +119,8 @@ std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
   auto system = KvmSystem::open();
   if (!system)
     return std::unexpected(system.error());
+  if (config.max_cpus == 0)
+    config.max_cpus = std::max(config.cpus, std::min(kRoomForCpus, system->max_cpus()));
   if (auto checked = check(config, *system); !checked)
     return std::unexpected(checked.error());
   auto files = BootFiles::read(config);
@@ -117,10 +129,10 @@ std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
   auto memory = GuestMemory::create(config.memory_bytes, config.backing);
   if (!memory)
     return std::unexpected(memory.error());
-  auto kvm = KvmVm::create(*system, config.cpus, *memory);
+  auto kvm = KvmVm::create(*system, config.max_cpus, *memory);
   if (!kvm)
     return std::unexpected(kvm.error());
-  auto tree = describe_vm(config, *memory, kvm->has_pit(), *files);
+  auto tree = describe_vm(config, stopper::CpuMask::first_n(config.cpus), *memory, kvm->has_pit(), *files);
   if (!tree)
     return std::unexpected(tree.error());
   auto output = open_output(config);

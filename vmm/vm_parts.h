@@ -13,17 +13,17 @@
 #include "stopper/native.h"
 #include "vmm/bus.h"
 #include "vmm/console_input.h"
+#include "vmm/devices/cpu_device.h"
 #include "vmm/devices/doorbell.h"
 #include "vmm/devices/power.h"
 #include "vmm/devices/reset_port.h"
 #include "vmm/devices/serial16550.h"
 #include "vmm/kvm_system.h"
-#include "vmm/kvm_vcpu_state.h"
 #include "vmm/kvm_vm.h"
 #include "vmm/serial_output.h"
 #include "vmm/terminal.h"
 #include "vmm/test_hooks.h"
-#include "vmm/vcpu_thread.h"
+#include "vmm/vcpus.h"
 #include "vmm/vm.h"
 #include "vmm/vm_life.h"
 
@@ -38,6 +38,7 @@ struct Vm::Parts final : private stopper::Kick {
 
   [[nodiscard]] std::expected<void, Error> attach_devices();
   [[nodiscard]] std::expected<void, Error> make_vcpus();
+  [[nodiscard]] std::expected<std::unique_ptr<Vcpu>, Error> make_vcpu(uint32_t cpu);
   // Puts the boot files into fresh memory, and vCPU 0 at their entry.
   [[nodiscard]] std::expected<void, Error> load(const class BootFiles& files, std::span<const std::byte> tree);
 
@@ -49,16 +50,31 @@ struct Vm::Parts final : private stopper::Kick {
   // The reset thread: makes resets until the VM ends.
   void serve_resets() noexcept;
   [[nodiscard]] std::expected<void, Error> reset();
-  [[nodiscard]] std::expected<void, Error> reset_held(const class BootFiles& files,
-                                                      std::span<const std::byte> tree);
+  [[nodiscard]] std::expected<void, Error> reset_held(const class BootFiles& files);
+
+  // vm_cpus.cpp. CONTEXT: under change_lock, but for the checks.
+  [[nodiscard]] std::expected<void, Error> check_runs(const char* operation) const;
+  [[nodiscard]] std::expected<void, Error> check_cpu(const char* operation, uint32_t cpu) const;
+  [[nodiscard]] std::expected<void, Error> bring_online(const char* operation, uint32_t cpu, Vcpu& vcpu,
+                                                        stopper::TimePoint deadline);
+  [[nodiscard]] std::expected<void, Error> join_machine(const char* operation, uint32_t cpu, Vcpu& vcpu,
+                                                        stopper::TimePoint deadline);
+  [[nodiscard]] std::expected<bool, Error> ask_to_give_up(const char* operation, uint32_t cpu,
+                                                          stopper::TimePoint deadline);
+  [[nodiscard]] std::expected<void, Error> take_offline(const char* operation, uint32_t cpu,
+                                                        stopper::TimePoint deadline);
+  [[nodiscard]] Error not_given_up(const char* operation, uint32_t cpu, stopper::Nanoseconds within);
+  // vCPUs that exist and are wanted; the others are "disabled" in the device tree.
+  [[nodiscard]] stopper::CpuMask wanted_cpus() const;
+
   // What the probe guest says of its crash; empty for other guests.
   [[nodiscard]] std::string crash_note() const;
   [[nodiscard]] Error explain(const std::string& operation, const stopper::StopError& error) const;
 
   // stopper::Kick
-  void kick(stopper::CpuId cpu) noexcept override { vcpus[cpu]->kick(); }
-  Lift lift(stopper::CpuId cpu) noexcept override { return vcpus[cpu]->lift(); }
-  void restore(stopper::CpuId cpu) noexcept override { vcpus[cpu]->restore(); }
+  void kick(stopper::CpuId cpu) noexcept override { vcpus[cpu].thread.kick(); }
+  Lift lift(stopper::CpuId cpu) noexcept override { return vcpus[cpu].thread.lift(); }
+  void restore(stopper::CpuId cpu) noexcept override { vcpus[cpu].thread.restore(); }
   // The VM ends: everybody is let go, and looks.
   void let_out() noexcept;
 
@@ -72,17 +88,19 @@ struct Vm::Parts final : private stopper::Kick {
   Serial16550 serial;
   PowerDevice power;
   Doorbell doorbell;
+  CpuDevice cpu_device;
   KeyboardResetPort keyboard_reset;
   ResetControlPort reset_control;
   Bus ports;
   Bus mmio;
-  std::vector<std::byte> device_tree;
+  mutable std::mutex tree_lock;       // a leaf
+  std::vector<std::byte> device_tree; // under the lock once the VM runs: each reset makes it anew
 
   VmLife life;
   stopper::StopMachine machine;
   stopper::StopService stops;
-  std::vector<VcpuState> initial;                 // of each vCPU, before the kernel's entry is set
-  std::vector<std::unique_ptr<VcpuThread>> vcpus; // fixed once made
+  Vcpus vcpus;
+  stopper::BasicLock<stopper::FutexPlatform> change_lock; // one change of the set of vCPUs at a time; outermost
 
   std::atomic<bool> started{false};
   std::atomic<uint64_t> resets{0};

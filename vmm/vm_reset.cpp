@@ -17,12 +17,9 @@ std::expected<void, Error> Vm::Parts::reset() {
   auto files = BootFiles::read(config);
   if (!files)
     return std::unexpected(files.error());
-  auto tree = describe_vm(config, memory, kvm.has_pit(), *files);
-  if (!tree)
-    return std::unexpected(tree.error());
   std::expected<void, Error> result;
   auto stop = stops.run([&](stopper::StopContext&) {
-    result = reset_held(*files, *tree);
+    result = reset_held(*files);
     return 0;
   });
   if (!stop && stop.error().code != stopper::StopErrc::kEnded)
@@ -32,22 +29,31 @@ std::expected<void, Error> Vm::Parts::reset() {
 
 // CONTEXT: under a stop. Interrupt controllers before local APICs: an interrupt on its way between them ends in a
 // local APIC that is reset after it. vCPUs before memory: some of their MSRs let KVM write to it.
-std::expected<void, Error> Vm::Parts::reset_held(const BootFiles& files, std::span<const std::byte> tree) {
+std::expected<void, Error> Vm::Parts::reset_held(const BootFiles& files) {
   ports.reset_devices();
   mmio.reset_devices();
   if (auto done = kvm.reset(); !done)
     return done;
-  for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
-    if (auto done = initial[cpu].restore(vcpus[cpu]->vcpu()); !done)
+  // The stop holds the hotplug lock's read side: nobody comes, and those who are offline have nobody using them.
+  const uint32_t present = vcpus.present();
+  for (uint32_t cpu = 0; cpu < present; ++cpu)
+    if (auto done = vcpus[cpu].initial.restore(vcpus[cpu].thread.vcpu()); !done)
       return done;
   if (auto done = memory.clear(); !done)
     return done;
-  if (auto done = load(files, tree); !done)
+  auto tree = describe_vm(config, wanted_cpus(), memory, kvm.has_pit(), files);
+  if (!tree)
+    return std::unexpected(tree.error());
+  if (auto done = load(files, *tree); !done)
     return done;
+  {
+    const std::lock_guard guard(tree_lock);
+    device_tree = std::move(*tree);
+  }
   resets.fetch_add(1, std::memory_order_relaxed); // a counter by itself
   life.reset_done();
-  for (const auto& vcpu : vcpus)
-    vcpu->open_gate();
+  for (uint32_t cpu = 0; cpu < present; ++cpu)
+    vcpus[cpu].thread.open_gate();
   return {};
 }
 

@@ -16,8 +16,8 @@ namespace stopvisor::vmm {
 std::expected<void, Error> Vm::Parts::start() {
   if (life.ending())
     return std::unexpected(Error{"start VM", config.name, "it was ended already", Status::kFailed});
-  for (const auto& vcpu : vcpus)
-    if (auto made = vcpu->start(); !made)
+  for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
+    if (auto made = vcpus[cpu].thread.start(); !made)
       return made;
   try {
     reset_thread = std::thread([this] { serve_resets(); });
@@ -37,8 +37,8 @@ std::expected<void, Error> Vm::Parts::start() {
     if (auto held = stops.acquire_hold(); !held)
       return std::unexpected(explain("start VM", held.error()));
   started.store(true, std::memory_order_release); // pairs with Vm::state()
-  for (const auto& vcpu : vcpus)
-    vcpu->open_gate();
+  for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
+    vcpus[cpu].thread.open_gate();
   return {};
 }
 
@@ -60,14 +60,18 @@ std::expected<void, Error> Vm::Parts::start_console() {
 // CONTEXT: any thread, vCPU threads included. Nothing here waits for a vCPU thread.
 void Vm::Parts::let_out() noexcept {
   stops.close(); // holds are given back; who asks for a stop from now on is told that the VM has ended
-  for (const auto& vcpu : vcpus)
-    vcpu->kick();
+  cpu_device.close();
+  for (uint32_t cpu = 0, present = vcpus.present_at_end(); cpu < present; ++cpu)
+    vcpus[cpu].thread.kick();
 }
 
 void Vm::Parts::join() {
   const std::lock_guard guard(join_lock);
-  for (const auto& vcpu : vcpus)
-    vcpu->join();
+  // A vCPU that is being added is let go first: it is published by then, or its thread has ended.
+  change_lock.lock();
+  for (uint32_t cpu = 0; cpu < vcpus.present(); ++cpu)
+    vcpus[cpu].thread.join();
+  change_lock.unlock();
   if (reset_thread.joinable())
     reset_thread.join();
   console.reset();
@@ -94,9 +98,9 @@ Error Vm::Parts::explain(const std::string& operation, const stopper::StopError&
     result.status = Status::kBusy;
   const char* separator = ": ";
   error.stragglers.for_each([&](stopper::CpuId cpu) {
-    if (cpu >= vcpus.size())
+    if (cpu >= vcpus.present())
       return;
-    const VcpuThread& vcpu = *vcpus[cpu];
+    const VcpuThread& vcpu = vcpus[cpu].thread;
     const std::string last = vcpu.last_exit();
     result.reason += std::exchange(separator, ", ") + std::string("vCPU ") + std::to_string(cpu) + " (thread " +
                      std::to_string(vcpu.thread_id()) +
