@@ -16,6 +16,15 @@ public:
   void option(const char* names, std::optional<std::string>& to, const char* value, const char* help) override {
     app_.add_option(names, to, help)->type_name(value)->expected(1);
   }
+  void flag_or_option(const char* names, bool& given, std::optional<std::string>& to, const char* value,
+                      const char* help) override {
+    const auto take = [&given, &to](const std::vector<std::string>& values) {
+      given = true;
+      if (!values.empty() && !values.front().empty())
+        to = values.front();
+    };
+    app_.add_option_function<std::vector<std::string>>(names, take, help)->type_name(value)->expected(0, 1);
+  }
   void options(const char* names, std::vector<std::string>& to, const char* value, const char* help) override {
     app_.add_option(names, to, help)->type_name(value)->allow_extra_args(false);
   }

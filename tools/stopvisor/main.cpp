@@ -26,10 +26,13 @@ struct VerbEntry {
 
 // The table of verbs, in the order --help shows them.
 constexpr std::array kVerbs{
-    VerbEntry{"run", make_run},           VerbEntry{"ls", make_ls},         VerbEntry{"status", make_status},
-    VerbEntry{"pause", make_pause},       VerbEntry{"resume", make_resume}, VerbEntry{"hold", make_hold},
-    VerbEntry{"peek", make_peek},         VerbEntry{"poke", make_poke},     VerbEntry{"regs", make_regs},
-    VerbEntry{"shutdown", make_shutdown}, VerbEntry{"bench", make_bench},   VerbEntry{"demo", make_demo},
+    VerbEntry{"run", make_run},           VerbEntry{"ls", make_ls},
+    VerbEntry{"status", make_status},     VerbEntry{"pause", make_pause},
+    VerbEntry{"resume", make_resume},     VerbEntry{"hold", make_hold},
+    VerbEntry{"peek", make_peek},         VerbEntry{"poke", make_poke},
+    VerbEntry{"regs", make_regs},         VerbEntry{"cpu", make_cpu},
+    VerbEntry{"shutdown", make_shutdown}, VerbEntry{"bench", make_bench},
+    VerbEntry{"demo", make_demo},
 };
 
 void print_help() {

@@ -23,6 +23,9 @@ public:
   // `names` as in "--max" or "-m,--max".
   virtual void flag(const char* names, bool& to, const char* help) = 0;
   virtual void option(const char* names, std::optional<std::string>& to, const char* value, const char* help) = 0;
+  // With a value or without one.
+  virtual void flag_or_option(const char* names, bool& given, std::optional<std::string>& to, const char* value,
+                              const char* help) = 0;
   // May be given several times.
   virtual void options(const char* names, std::vector<std::string>& to, const char* value, const char* help) = 0;
   virtual void positional(const char* name, std::string& to, const char* help) = 0;
@@ -53,6 +56,7 @@ public:
 [[nodiscard]] std::unique_ptr<Verb> make_peek();
 [[nodiscard]] std::unique_ptr<Verb> make_poke();
 [[nodiscard]] std::unique_ptr<Verb> make_regs();
+[[nodiscard]] std::unique_ptr<Verb> make_cpu();
 [[nodiscard]] std::unique_ptr<Verb> make_shutdown();
 [[nodiscard]] std::unique_ptr<Verb> make_bench();
 [[nodiscard]] std::unique_ptr<Verb> make_demo();

@@ -80,6 +80,7 @@ public:
   void declare(Arguments& arguments) override {
     arguments.option("--name", name_, "NAME", "Name of the VM (default: vm1, vm2, ...)");
     arguments.option("--cpus", cpus_, "N", "Number of vCPUs (default 1)");
+    arguments.option("--max-cpus", max_cpus_, "N", "Number of vCPUs it may grow to (default 32, or --cpus)");
     arguments.option("--memory", memory_, "SIZE", "Guest memory, with K, M or G (default 256M)");
     arguments.option("--memory-backing", backing_, "KIND", "anon, memfd or hugetlb (default anon)");
     arguments.option("--kernel", kernel_, "FILE", "A PVH ELF to boot (default: the probe guest)");
@@ -105,11 +106,10 @@ private:
         return std::unexpected(usage("--name", *name_, fine.error().reason));
       config.name = *name_;
     }
-    if (cpus_) {
-      const auto [end, error] = std::from_chars(cpus_->data(), cpus_->data() + cpus_->size(), config.cpus);
-      if (error != std::errc{} || end != cpus_->data() + cpus_->size() || config.cpus == 0)
-        return std::unexpected(usage("--cpus", *cpus_, "must be a number of vCPUs, 1 or more"));
-    }
+    if (auto fine = set_count("--cpus", cpus_, config.cpus); !fine)
+      return std::unexpected(fine.error());
+    if (auto fine = set_count("--max-cpus", max_cpus_, config.max_cpus); !fine)
+      return std::unexpected(fine.error());
     if (memory_) {
       const auto bytes = vmm::parse_size("run: --memory", *memory_);
       if (!bytes)
@@ -127,6 +127,16 @@ private:
     if (auto fine = set_serial(config, json); !fine)
       return std::unexpected(fine.error());
     return config;
+  }
+
+  static std::expected<void, Error> set_count(const char* option, const std::optional<std::string>& text,
+                                              uint32_t& to) {
+    if (!text)
+      return {};
+    const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), to);
+    if (error != std::errc{} || end != text->data() + text->size() || to == 0)
+      return std::unexpected(usage(option, *text, "must be a number of vCPUs, 1 or more"));
+    return {};
   }
 
   std::expected<void, Error> set_backing(vmm::VmConfig& config) const {
@@ -208,6 +218,7 @@ private:
 
   std::optional<std::string> name_;
   std::optional<std::string> cpus_;
+  std::optional<std::string> max_cpus_;
   std::optional<std::string> memory_;
   std::optional<std::string> backing_;
   std::optional<std::string> kernel_;

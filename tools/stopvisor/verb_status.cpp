@@ -130,21 +130,23 @@ std::string last_stop_text(const Json& stop) {
 std::string status_text(const Json& status) {
   const Json& kernel = status.at("kernel");
   std::string text = fmt::format(
-      "{}: {}\n  socket     {}\n  process    {}\n  uptime     {}\n  vCPUs      {}\n  memory     {} ({})\n  kernel  "
+      "{}: {}\n  socket     {}\n  process    {}\n  uptime     {}\n  vCPUs      {} of at most {}\n  memory     {} "
+      "({})\n  kernel  "
       "   {}\n  holds   "
       "   {}\n",
       status.at("name").get<std::string>(), status.at("state").get<std::string>(),
       status.at("socket").get<std::string>(), status.at("pid").dump(),
       human_duration(milliseconds_of(status.at("uptime_ms"))), status.at("cpus").dump(),
-      human_size(status.at("memory_bytes").get<uint64_t>()), status.at("memory_backing").get<std::string>(),
+      status.at("max_cpus").dump(), human_size(status.at("memory_bytes").get<uint64_t>()),
+      status.at("memory_backing").get<std::string>(),
       kernel.is_null() ? "the built-in probe guest" : kernel.get<std::string>(), status.at("holds").dump());
   text += holders_text(status);
   text += "  last stop  " + last_stop_text(status.at("last_stop")) + "\n";
-  std::vector<std::vector<std::string>> rows{{"  vCPU", "THREAD", "EXITS", "LAST EXIT"}};
+  std::vector<std::vector<std::string>> rows{{"  vCPU", "STATE", "THREAD", "EXITS", "LAST EXIT"}};
   for (const Json& vcpu : status.at("vcpus"))
-    rows.push_back({vcpu.at("cpu").dump(), vcpu.at("tid").dump(), vcpu.at("exits").dump(),
-                    vcpu.at("last_exit").get<std::string>()});
-  return text + table(rows, std::array<size_t, 3>{0, 1, 2});
+    rows.push_back({vcpu.at("cpu").dump(), vcpu.at("state").get<std::string>(), vcpu.at("tid").dump(),
+                    vcpu.at("exits").dump(), vcpu.at("last_exit").get<std::string>()});
+  return text + table(rows, std::array<size_t, 3>{0, 2, 3});
 }
 
 class StatusVerb final : public Verb {

@@ -12,7 +12,7 @@ namespace {
 
 struct Endpoint {
   std::string_view method;
-  std::string_view path; // a trailing '/' stands for one more segment
+  std::string_view path; // a segment "*" stands for any one
   ApiReply (*serve)(ApiContext&, const ApiRequest&);
 };
 
@@ -21,7 +21,11 @@ constexpr std::array kEndpoints{
     Endpoint{"POST", "/v1/pause", serve_pause},
     Endpoint{"POST", "/v1/resume", serve_resume},
     Endpoint{"POST", "/v1/lease", serve_lease},
-    Endpoint{"DELETE", "/v1/lease/", serve_end_of_lease},
+    Endpoint{"DELETE", "/v1/lease/*", serve_end_of_lease},
+    Endpoint{"GET", "/v1/cpus", serve_cpus},
+    Endpoint{"POST", "/v1/cpus", serve_add_cpu},
+    Endpoint{"POST", "/v1/cpus/*/offline", serve_offline_cpu},
+    Endpoint{"POST", "/v1/cpus/*/online", serve_online_cpu},
     Endpoint{"GET", "/v1/regs", serve_registers},
     Endpoint{"POST", "/v1/peek", serve_peek},
     Endpoint{"POST", "/v1/poke", serve_poke},
@@ -31,10 +35,16 @@ constexpr std::array kEndpoints{
 };
 
 bool matches(std::string_view pattern, std::string_view path) {
-  if (!pattern.ends_with('/'))
-    return path == pattern;
-  return path.starts_with(pattern) && path.size() > pattern.size() &&
-         path.find('/', pattern.size()) == std::string_view::npos;
+  for (;;) {
+    const std::string_view wanted = pattern.substr(0, pattern.find('/'));
+    const std::string_view found = path.substr(0, path.find('/'));
+    if (wanted == "*" ? found.empty() : wanted != found)
+      return false;
+    if (wanted.size() == pattern.size() || found.size() == path.size())
+      return wanted.size() == pattern.size() && found.size() == path.size();
+    pattern.remove_prefix(wanted.size() + 1);
+    path.remove_prefix(found.size() + 1);
+  }
 }
 
 std::string printable(std::string_view text) {

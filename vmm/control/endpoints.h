@@ -17,6 +17,9 @@ struct ApiContext {
   std::chrono::steady_clock::time_point started;
 };
 
+// "online", "leaving" or "offline".
+[[nodiscard]] const char* name_of(VcpuPresence presence) noexcept;
+
 // CONTEXT, all of them: connection threads, several at once; those with a deadline block.
 [[nodiscard]] ApiReply serve_status(ApiContext& context, const ApiRequest& request);
 [[nodiscard]] ApiReply serve_device_tree(ApiContext& context, const ApiRequest& request);
@@ -26,6 +29,10 @@ struct ApiContext {
 [[nodiscard]] ApiReply serve_resume(ApiContext& context, const ApiRequest& request);
 [[nodiscard]] ApiReply serve_lease(ApiContext& context, const ApiRequest& request);
 [[nodiscard]] ApiReply serve_end_of_lease(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_cpus(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_add_cpu(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_offline_cpu(ApiContext& context, const ApiRequest& request);
+[[nodiscard]] ApiReply serve_online_cpu(ApiContext& context, const ApiRequest& request);
 [[nodiscard]] ApiReply serve_registers(ApiContext& context, const ApiRequest& request);
 [[nodiscard]] ApiReply serve_peek(ApiContext& context, const ApiRequest& request);
 [[nodiscard]] ApiReply serve_poke(ApiContext& context, const ApiRequest& request);

@@ -100,8 +100,11 @@ Json vcpus_document(const Vm& vm) {
   Json list = Json::array();
   for (uint32_t cpu = 0; cpu < vm.cpu_count(); ++cpu) {
     const VcpuStatus status = vm.vcpu_status(cpu);
-    list.push_back(
-        {{"cpu", cpu}, {"tid", status.thread_id}, {"exits", status.exits}, {"last_exit", status.last_exit}});
+    list.push_back({{"cpu", cpu},
+                    {"state", name_of(status.presence)},
+                    {"tid", status.thread_id},
+                    {"exits", status.exits},
+                    {"last_exit", status.last_exit}});
   }
   return list;
 }
@@ -137,6 +140,7 @@ ApiReply serve_status(ApiContext& context, const ApiRequest& request) {
                    {"pid", ::getpid()},
                    {"state", name_of(vm.state())},
                    {"cpus", vm.cpu_count()},
+                   {"max_cpus", config.max_cpus},
                    {"memory_bytes", config.memory_bytes},
                    {"memory_backing", name_of(config.backing)},
                    {"kernel", config.kernel.empty() ? Json(nullptr) : Json(config.kernel)},
@@ -153,7 +157,7 @@ ApiReply serve_status(ApiContext& context, const ApiRequest& request) {
 ApiReply serve_device_tree(ApiContext& context, const ApiRequest& request) {
   if (auto fine = nothing_asked("status", request); !fine)
     return error_reply(fine.error());
-  const std::vector<std::byte>& tree = context.vm.device_tree();
+  const std::vector<std::byte> tree = context.vm.device_tree();
   ApiReply reply;
   reply.content_type = "application/octet-stream";
   reply.body.assign(reinterpret_cast<const char*>(tree.data()), tree.size());
