@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a test can step into the vCPU loop and into the kick: to delay, to block, to lose a signal.
+// Where a test can step into the vCPU loop, a device worker's job and the kick: to delay, to block, to lose a
+// signal.
 //
 // Kick races are lost in windows of nanoseconds. A test widens the window of its choice by installing hooks
 // with Vm::use_hooks(); without hooks each point costs one atomic load of a pointer.
@@ -18,10 +19,14 @@ enum class VcpuPoint : uint32_t {
   kBeforeClear,  // loop: the exit was served, immediate_exit is not cleared yet
   kAfterClear,   // loop: immediate_exit is cleared, nobody has looked for work yet
   kAfterCheck,   // loop: there was no work; next is KVM_RUN
+  // Of device workers:
+  kBeforeSleep,  // the worker: nothing was to do; next is its wait
+  kWorkerKicked, // kick: the worker has been woken (the kicking thread)
+  kInJob,        // the worker is in the middle of a job: some of it is in guest memory already
 };
 
-// CONTEXT: called from vCPU threads and from kicking threads, several at once. May block (that is the point);
-// must not call the stopper.
+// `cpu` is the participant's number. CONTEXT: called from participants' and from kicking threads, several at once.
+// May block (that is the point); must not call the stopper.
 class VcpuHooks {
 public:
   virtual ~VcpuHooks() = default;

@@ -67,6 +67,11 @@ VcpuStatus Vm::vcpu_status(uint32_t cpu) const {
   return {cpu, presence, vcpu.thread_id(), vcpu.exits(), vcpu.last_exit()};
 }
 
+std::vector<WorkerStatus> Vm::worker_status() const {
+  const DeviceWorker& worker = parts_->doorbell_worker;
+  return {{worker.name(), worker.participant(), worker.thread_id(), worker.jobs_done()}};
+}
+
 uint64_t Vm::resets() const noexcept {
   return parts_->resets.load(std::memory_order_relaxed);
 } // a counter by itself

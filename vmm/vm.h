@@ -71,6 +71,14 @@ struct VcpuStatus {
   std::string last_exit; // name of the last exit reason, "" before the first
 };
 
+// The same of a device worker.
+struct WorkerStatus {
+  std::string name;
+  stopper::CpuId participant = 0; // its number in stop reports
+  int thread_id = 0;              // host TID, 0 where it has left
+  uint64_t jobs_done = 0;
+};
+
 class Vm {
 public:
   // Opens KVM, maps memory, loads the kernel, makes vCPUs and devices. No vCPU runs yet.
@@ -117,6 +125,7 @@ public:
   [[nodiscard]] VmState state() const noexcept;
   [[nodiscard]] uint32_t cpu_count() const noexcept; // that exist, online or not; they are numbered from 0
   [[nodiscard]] VcpuStatus vcpu_status(uint32_t cpu) const;
+  [[nodiscard]] std::vector<WorkerStatus> worker_status() const;
   // How often the guest has reset itself. CONTEXT: any thread.
   [[nodiscard]] uint64_t resets() const noexcept;
   [[nodiscard]] DoorbellCounts doorbell_counts() const; // of all vCPUs since the last reset

@@ -70,13 +70,13 @@ Vm::Parts::Parts(VmConfig its_config, KvmSystem its_system, GuestMemory its_memo
               kvm.set_irq_line(probe::kPowerGsi, true);
               kvm.set_irq_line(probe::kPowerGsi, false);
             }),
-      cpu_device(config.max_cpus,
-                 [this] { // an edge
-                   kvm.set_irq_line(probe::kCpuGsi, true);
-                   kvm.set_irq_line(probe::kCpuGsi, false);
-                 }),
+      doorbell(memory), cpu_device(config.max_cpus,
+                                   [this] { // an edge
+                                     kvm.set_irq_line(probe::kCpuGsi, true);
+                                     kvm.set_irq_line(probe::kCpuGsi, false);
+                                   }),
       keyboard_reset(VcpuThread::request_from_current), reset_control(VcpuThread::request_from_current),
-      life([this] { let_out(); }), machine(config.max_cpus, *this), stops(machine), vcpus(config.max_cpus) {}
+      life([this] { let_out(); }), machine(config.max_cpus, *this, 1), stops(machine), vcpus(config.max_cpus) {}
 
 Vm::Parts::~Parts() = default;
 
@@ -91,6 +91,7 @@ std::expected<void, Error> Vm::Parts::attach_devices() {
     return done;
   if (auto done = cpu_device.attach_to(ports); !done)
     return done;
+  doorbell.use_worker(doorbell_worker);
   return doorbell.attach_to(ports, mmio);
 }
 

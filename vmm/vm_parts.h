@@ -13,6 +13,7 @@
 #include "stopper/native.h"
 #include "vmm/bus.h"
 #include "vmm/console_input.h"
+#include "vmm/device_worker.h"
 #include "vmm/devices/cpu_device.h"
 #include "vmm/devices/doorbell.h"
 #include "vmm/devices/power.h"
@@ -72,9 +73,17 @@ struct Vm::Parts final : private stopper::Kick {
   [[nodiscard]] Error explain(const std::string& operation, const stopper::StopError& error) const;
 
   // stopper::Kick
-  void kick(stopper::CpuId cpu) noexcept override { vcpus[cpu].thread.kick(); }
-  Lift lift(stopper::CpuId cpu) noexcept override { return vcpus[cpu].thread.lift(); }
-  void restore(stopper::CpuId cpu) noexcept override { vcpus[cpu].thread.restore(); }
+  void kick(stopper::CpuId cpu) noexcept override {
+    is_vcpu(cpu) ? vcpus[cpu].thread.kick() : doorbell_worker.kick();
+  }
+  Lift lift(stopper::CpuId cpu) noexcept override {
+    return is_vcpu(cpu) ? vcpus[cpu].thread.lift() : doorbell_worker.lift();
+  }
+  void restore(stopper::CpuId cpu) noexcept override {
+    is_vcpu(cpu) ? vcpus[cpu].thread.restore() : doorbell_worker.restore();
+  }
+  // Else a device worker; there is one.
+  [[nodiscard]] bool is_vcpu(stopper::CpuId cpu) const noexcept { return cpu < machine.first_worker(); }
   // The VM ends: everybody is let go, and looks.
   void let_out() noexcept;
 
@@ -101,6 +110,7 @@ struct Vm::Parts final : private stopper::Kick {
   stopper::StopService stops;
   Vcpus vcpus;
   stopper::BasicLock<stopper::FutexPlatform> change_lock; // one change of the set of vCPUs at a time; outermost
+  DeviceWorker doorbell_worker{"doorbell", machine.first_worker(), doorbell, {machine, hooks, life}};
 
   std::atomic<bool> started{false};
   std::atomic<uint64_t> resets{0};

@@ -19,6 +19,8 @@ std::expected<void, Error> Vm::Parts::start() {
   for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
     if (auto made = vcpus[cpu].thread.start(); !made)
       return made;
+  if (auto made = doorbell_worker.start(); !made)
+    return made;
   try {
     reset_thread = std::thread([this] { serve_resets(); });
   } catch (const std::system_error& error) {
@@ -28,6 +30,8 @@ std::expected<void, Error> Vm::Parts::start() {
     return made;
   // Every thread exists and can be kicked: from here on they take part in stops. They wait at their gates, so that
   // a hold taken now comes before the first guest instruction.
+  if (auto on = machine.unpark(doorbell_worker.participant()); !on)
+    return std::unexpected(explain("start VM", on.error()));
   for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
     if (auto on = machine.unpark(cpu); !on)
       return std::unexpected(explain("start VM", on.error()));
@@ -63,6 +67,7 @@ void Vm::Parts::let_out() noexcept {
   cpu_device.close();
   for (uint32_t cpu = 0, present = vcpus.present_at_end(); cpu < present; ++cpu)
     vcpus[cpu].thread.kick();
+  doorbell_worker.kick();
 }
 
 void Vm::Parts::join() {
@@ -72,6 +77,7 @@ void Vm::Parts::join() {
   for (uint32_t cpu = 0; cpu < vcpus.present(); ++cpu)
     vcpus[cpu].thread.join();
   change_lock.unlock();
+  doorbell_worker.join();
   if (reset_thread.joinable())
     reset_thread.join();
   console.reset();
@@ -98,6 +104,11 @@ Error Vm::Parts::explain(const std::string& operation, const stopper::StopError&
     result.status = Status::kBusy;
   const char* separator = ": ";
   error.stragglers.for_each([&](stopper::CpuId cpu) {
+    if (!is_vcpu(cpu)) {
+      result.reason += std::exchange(separator, ", ") + ("worker " + doorbell_worker.name()) + " (thread " +
+                       std::to_string(doorbell_worker.thread_id()) + ")";
+      return;
+    }
     if (cpu >= vcpus.present())
       return;
     const VcpuThread& vcpu = vcpus[cpu].thread;

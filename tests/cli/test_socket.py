@@ -196,11 +196,15 @@ class ControlSocket(VmCase):
         self.assertEqual(connection.ask("GET", "/v1/stop-report")[0], 409)
         connection.ask("GET", "/v1/regs")
         status, report = connection.ask("GET", "/v1/stop-report")
-        self.assertEqual((status, report["end"], len(report["participants"])), (200, "completed", 1))
+        self.assertEqual((status, report["end"], len(report["participants"])), (200, "completed", 2))
         one = report["participants"][0]
         self.assertTrue(one["kicked_ns"] <= one["held_ns"] <= one["released_ns"], one)
         self.assertEqual([type(one["lifted"]), type(report["lift_refused"])], [bool, bool])
-        self.assertIs(type(connection.ask("GET", "/v1/status")[1]["last_stop"]["lift_refused"]), bool)
+        status = connection.ask("GET", "/v1/status")[1]
+        self.assertIs(type(status["last_stop"]["lift_refused"]), bool)
+        worker = report["participants"][1]
+        self.assertEqual((worker["worker"], worker["activity"], "cpu" in worker), ("doorbell", None, False))
+        self.assertEqual([(w["worker"], type(w["tid"]), w["jobs"]) for w in status["workers"]], [("doorbell", int, 0)])
 
 
 if __name__ == "__main__":

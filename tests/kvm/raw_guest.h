@@ -57,6 +57,11 @@ public:
   Code& out32(uint16_t port, uint32_t value) { return dx(port).bytes({0xb8}).u32(value).bytes({0xef}); }
   // mov $port, %dx; mov $value, %al; out %al, %dx
   Code& out8(uint16_t port, uint8_t value) { return dx(port).bytes({0xb0, value, 0xee}); }
+  Code& append(const Code& more) {
+    code_.insert(code_.end(), more.code_.begin(), more.code_.end());
+    return *this;
+  }
+  [[nodiscard]] size_t size() const { return code_.size(); }
   Code& spin() { return bytes({0xeb, 0xfe}); } // jmp .
   Code& dx(uint16_t port) {
     return bytes({0x66, 0xba, static_cast<uint8_t>(port), static_cast<uint8_t>(port >> 8)});

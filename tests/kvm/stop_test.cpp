@@ -137,7 +137,7 @@ TEST_F(Stop, HoldsVcpusThatWaitToBeStarted) {
   }
   const auto report = vm->stop_machine().last_report();
   EXPECT_EQ(report.end, stopper::StopEnd::kCompleted);
-  EXPECT_EQ(report.participants.size(), 4U);
+  EXPECT_EQ(report.participants.size(), 5U); // and the doorbell's worker
 }
 
 TEST_F(Stop, HoldsAHaltedVcpu) {

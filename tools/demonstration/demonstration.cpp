@@ -181,7 +181,7 @@ private:
     if (auto done = under_stop([] {}); !done)
       return done;
     say("4. One stop, in microseconds ('.' in the guest, '-' out, '#' held):\n");
-    print_text(draw_timeline(vm_.stops().last_report(), 40));
+    print_text(draw_timeline(vm_, vm_.stops().last_report(), 40));
     say("\n");
     return {};
   }

@@ -12,9 +12,16 @@ double microseconds(int64_t nanoseconds) {
   return static_cast<double>(nanoseconds) / 1000.0;
 }
 
+std::string name_of(const vmm::Vm& vm, const stopper::ParticipantReport& participant) {
+  for (const vmm::WorkerStatus& worker : vm.worker_status())
+    if (participant.worker && worker.participant == participant.cpu)
+      return worker.name;
+  return (participant.worker ? "worker " : "vCPU ") + std::to_string(participant.cpu);
+}
+
 } // namespace
 
-std::string draw_timeline(const stopper::StopReport& report, unsigned columns) {
+std::string draw_timeline(const vmm::Vm& vm, const stopper::StopReport& report, unsigned columns) {
   if (report.participants.empty() || columns == 0)
     return {};
   int64_t begin = INT64_MAX;
@@ -37,10 +44,9 @@ std::string draw_timeline(const stopper::StopReport& report, unsigned columns) {
         bar += at < participant.held_ns ? '-' : '#';
     }
     char line[256];
-    std::snprintf(line, sizeof line, "  %s %-3u |%s| out %6.1f  held %6.1f  released %6.1f\n",
-                  participant.worker ? "worker" : "vCPU  ", participant.cpu, bar.c_str(),
-                  microseconds(participant.out_ns - begin), microseconds(participant.held_ns - begin),
-                  microseconds(participant.released_ns - begin));
+    std::snprintf(line, sizeof line, "  %-10s |%s| out %6.1f  held %6.1f  released %6.1f\n",
+                  name_of(vm, participant).c_str(), bar.c_str(), microseconds(participant.out_ns - begin),
+                  microseconds(participant.held_ns - begin), microseconds(participant.released_ns - begin));
     text += line;
   }
   char line[160];

@@ -146,6 +146,9 @@ std::string status_text(const Json& status) {
   for (const Json& vcpu : status.at("vcpus"))
     rows.push_back({vcpu.at("cpu").dump(), vcpu.at("state").get<std::string>(), vcpu.at("tid").dump(),
                     vcpu.at("exits").dump(), vcpu.at("last_exit").get<std::string>()});
+  for (const Json& worker : status.at("workers"))
+    rows.push_back({"  " + worker.at("worker").get<std::string>(), "worker", worker.at("tid").dump(), "-",
+                    worker.at("jobs").dump() + " jobs done"});
   return text + table(rows, std::array<size_t, 3>{0, 2, 3});
 }
 

@@ -109,6 +109,21 @@ Json vcpus_document(const Vm& vm) {
   return list;
 }
 
+Json workers_document(const Vm& vm) {
+  Json list = Json::array();
+  for (const WorkerStatus& status : vm.worker_status())
+    list.push_back({{"worker", status.name}, {"tid", status.thread_id}, {"jobs", status.jobs_done}});
+  return list;
+}
+
+// A vCPU by its number, a device worker by its name.
+Json participant_name(const Vm& vm, stopper::CpuId participant) {
+  for (const WorkerStatus& status : vm.worker_status())
+    if (status.participant == participant)
+      return status.name;
+  return participant;
+}
+
 Json doorbell_document(const DoorbellCounts& counts) {
   return {{"port_writes", counts.port_writes},
           {"port_reads", counts.port_reads},
@@ -149,6 +164,7 @@ ApiReply serve_status(ApiContext& context, const ApiRequest& request) {
                    {"holds", vm.stops().holds()}};
   document["holders"] = holders_document(context.holds);
   document["vcpus"] = vcpus_document(vm);
+  document["workers"] = workers_document(vm);
   document["doorbell"] = doorbell_document(vm.doorbell_counts());
   document["last_stop"] = report_summary(vm.stop_machine().last_report());
   return document_reply(document);
@@ -176,11 +192,11 @@ ApiReply serve_stop_report(ApiContext& context, const ApiRequest& request) {
   document["exit_ns"] = since(asked, report.exit_ns);
   document["left_ns"] = since(asked, report.left_ns);
   Json stragglers = Json::array();
-  report.stragglers.for_each([&](stopper::CpuId cpu) { stragglers.push_back(cpu); });
+  report.stragglers.for_each([&](stopper::CpuId cpu) { stragglers.push_back(participant_name(context.vm, cpu)); });
   document["stragglers"] = std::move(stragglers);
   Json list = Json::array();
   for (const stopper::ParticipantReport& participant : report.participants)
-    list.push_back({{participant.worker ? "worker" : "cpu", participant.cpu},
+    list.push_back({{participant.worker ? "worker" : "cpu", participant_name(context.vm, participant.cpu)},
                     {"activity", activity_document(participant)},
                     {"kicked_ns", since(asked, participant.kicked_ns)},
                     {"out_ns", since(asked, participant.out_ns)},

@@ -2,7 +2,10 @@
 #include "vmm/devices/doorbell.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+
+#include "vmm/device_worker.h"
 
 namespace stopvisor::vmm {
 namespace {
@@ -28,7 +31,8 @@ void count_write(DoorbellCounts& counts, uint64_t& last, Number value) {
 
 } // namespace
 
-Doorbell::Doorbell() : cpus_(std::make_unique<std::array<Registers, probe::kMaxCpus>>()) {}
+Doorbell::Doorbell(const GuestMemory& memory)
+    : memory_(memory), cpus_(std::make_unique<std::array<Registers, probe::kMaxCpus>>()) {}
 
 std::expected<void, Error> Doorbell::attach_to(Bus& ports, Bus& mmio) {
   if (auto done = ports.attach(probe::kDoorbellSignaturePort, sizeof(uint32_t), signature_); !done)
@@ -60,7 +64,32 @@ DoorbellCounts Doorbell::total() const {
   return sum;
 }
 
+void Doorbell::ring(uint32_t cpu, uint64_t number) noexcept {
+  if (worker_ != nullptr && jobs_.put(cpu, number))
+    worker_->notify();
+}
+
+bool Doorbell::do_job() noexcept {
+  const auto job = jobs_.take();
+  if (!job)
+    return false;
+  constexpr uint64_t kMailboxBytes = probe::mailbox_word_gpa(0, probe::kMailboxWords) - probe::kMailboxGpa;
+  const std::span<std::byte> box = memory_.range(Gpa{probe::mailbox_word_gpa(job->slot, 0)}, kMailboxBytes);
+  if (box.empty())
+    return true;
+  for (uint32_t word = 0; word < probe::kMailboxWords; ++word) {
+    if (word == probe::kMailboxWords / 2)
+      worker_->in_the_middle();
+    std::byte* const at = box.data() + (probe::mailbox_word_gpa(0, word) - probe::kMailboxGpa);
+    // The guest reads the words meanwhile. release: it sees them change in order.
+    std::atomic_ref(*reinterpret_cast<uint64_t*>(at)).store(job->number, std::memory_order_release);
+  }
+  return true;
+}
+
+// CONTEXT: under a stop, so the worker is between two jobs.
 void Doorbell::reset() noexcept {
+  jobs_.drop();
   for (Registers& registers : *cpus_) {
     const std::lock_guard guard(registers.lock);
     registers.counts = {};
@@ -108,9 +137,12 @@ void Doorbell::Mmio::read(uint64_t offset, std::span<std::byte> data) noexcept {
 
 void Doorbell::Mmio::write(uint64_t offset, std::span<const std::byte> data) noexcept {
   uint64_t value = 0;
-  if (offset % kMmioStride != probe::kDoorbellMmioWrite || data.size() != sizeof value)
+  const uint64_t which = offset % kMmioStride;
+  if ((which != probe::kDoorbellMmioWrite && which != probe::kDoorbellMmioRing) || data.size() != sizeof value)
     return;
   std::memcpy(&value, data.data(), sizeof value);
+  if (which == probe::kDoorbellMmioRing)
+    return bell_.ring(static_cast<uint32_t>(offset / kMmioStride), value);
   Registers& registers = (*bell_.cpus_)[offset / kMmioStride];
   const std::lock_guard guard(registers.lock);
   ++registers.counts.mmio_writes;

@@ -2,7 +2,8 @@
 // The doorbell: proves that no port or MMIO access is lost or done twice, however often the guest is stopped.
 //
 // Each vCPU writes its own sequence 1, 2, 3, ... to a port and to an MMIO register of its own; whatever is not
-// the last number plus one is counted. Reads are numbered by the device, and checked by the guest.
+// the last number plus one is counted. Reads are numbered by the device, and checked by the guest. A third register
+// has the device's worker write guest memory by itself, so that a stop which does without workers is found out.
 // guest/probe_abi.h is its data sheet.
 #pragma once
 
@@ -13,8 +14,13 @@
 
 #include "guest/probe_abi.h"
 #include "vmm/bus.h"
+#include "vmm/guest_memory.h"
+#include "vmm/job_slots.h"
+#include "vmm/worker_device.h"
 
 namespace stopvisor::vmm {
+
+class DeviceWorker;
 
 struct DoorbellCounts {
   uint64_t port_writes = 0; // accesses served, whatever their numbers
@@ -26,12 +32,17 @@ struct DoorbellCounts {
   bool operator==(const DoorbellCounts&) const = default;
 };
 
-class Doorbell {
+class Doorbell final : public WorkerDevice {
 public:
-  Doorbell();
+  // `memory` is where the mailboxes are; it outlives the device.
+  explicit Doorbell(const GuestMemory& memory);
 
   // Puts its three parts (signature port, port registers, MMIO registers) on the buses.
   [[nodiscard]] std::expected<void, Error> attach_to(Bus& ports, Bus& mmio);
+  // Who calls do_job(). CONTEXT: once, before a vCPU runs; the worker outlives them.
+  void use_worker(DeviceWorker& worker) noexcept { worker_ = &worker; }
+  // Writes one number that was rung for into that vCPU's mailbox, where guest memory has one.
+  [[nodiscard]] bool do_job() noexcept override;
 
   // One vCPU's counts; all zero for a number from probe::kMaxCpus on. CONTEXT: any thread.
   [[nodiscard]] DoorbellCounts counts(uint32_t cpu) const;
@@ -78,7 +89,11 @@ private:
   };
 
   void reset() noexcept;
+  void ring(uint32_t cpu, uint64_t number) noexcept;
 
+  const GuestMemory& memory_;
+  DeviceWorker* worker_ = nullptr;
+  JobSlots<probe::kMaxCpus> jobs_;
   std::unique_ptr<std::array<Registers, probe::kMaxCpus>> cpus_;
   Signature signature_;
   Ports ports_{*this};

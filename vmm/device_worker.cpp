@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loop, and why no wake-up is lost in it.
+//
+//   somebody else                                 the worker
+//   -------------                                 ----------
+//   Q  put a job, queue a work, or ending := 1    R  read calls_
+//   W  calls_ += 1, wake                          L  look: work? ending? job?    yes: serve it, go back to R
+//                                                 S  sleep while calls_ is what R read
+//
+// Q comes before W, and R before L. Either W comes before R, and with it Q (W1): L sees what was left. Or W comes
+// after R: then calls_ is not what R read any more, and S does not fall asleep, or is woken. Were R after L, a Q
+// and a W between them would be slept through.
+//
+// Works come before jobs in L, and there is one job in a turn: so a stop waits for one job at most, however many
+// the guest has asked for.
+#include "vmm/device_worker.h"
+
+#include <pthread.h>
+
+#include <system_error>
+#include <utility>
+
+namespace stopvisor::vmm {
+
+DeviceWorker::DeviceWorker(std::string name, stopper::CpuId participant, WorkerDevice& device, Surroundings around)
+    : name_(std::move(name)), participant_(participant), device_(device), around_(around) {}
+
+DeviceWorker::~DeviceWorker() {
+  join();
+}
+
+std::expected<void, Error> DeviceWorker::start() {
+  try {
+    thread_ = std::thread([this] { run(); });
+  } catch (const std::system_error& error) {
+    return std::unexpected(Error{"start VM", "worker " + name_, error.code().message(), Status::kFailed});
+  }
+  runs_.wait(0, std::memory_order_acquire); // pairs with run(): from here on it has a number, and can be lifted
+  return {};
+}
+
+void DeviceWorker::join() {
+  if (thread_.joinable())
+    thread_.join();
+}
+
+void DeviceWorker::notify() noexcept {
+  calls_.fetch_add(1, std::memory_order_release); // W1, pairs with loop()
+  stopper::FutexPlatform::wake_all(calls_);
+}
+
+void DeviceWorker::kick() noexcept {
+  priority_.note_urgent();
+  notify();
+  around_.hooks.at(VcpuPoint::kWorkerKicked, participant_);
+}
+
+void DeviceWorker::run() noexcept {
+  ::pthread_setname_np(::pthread_self(), name_.c_str());
+  around_.machine.bind_thread(participant_);
+  priority_.adopt_this_thread();
+  runs_.store(1, std::memory_order_release); // pairs with start()
+  runs_.notify_all();
+
+  loop();
+
+  // Out for good: a stop that waits for us is served first, all others do without us.
+  around_.machine.retire(participant_);
+  priority_.leave();
+  around_.machine.unbind_thread();
+}
+
+void DeviceWorker::loop() noexcept {
+  for (;;) {
+    const uint32_t seen = calls_.load(std::memory_order_acquire); // R, W1
+    if (around_.machine.should_run(participant_)) {               // L
+      around_.machine.note_out(participant_, 0);
+      around_.machine.run_works(participant_);
+      continue;
+    }
+    if (around_.life.ending())
+      return;
+    priority_.settle(); // a kick that it misses has raised calls_: once round, after one job at most
+    if (device_.do_job()) {
+      jobs_done_.fetch_add(1, std::memory_order_relaxed); // a counter by itself
+      continue;
+    }
+    around_.hooks.at(VcpuPoint::kBeforeSleep, participant_);
+    stopper::FutexPlatform::wait(calls_, seen, stopper::kForever); // S
+  }
+}
+
+} // namespace stopvisor::vmm
