@@ -248,6 +248,34 @@ TEST_F(Worker, HearsABellThatRingsAsItGoesToSleep) {
   EXPECT_TRUE(await(*vm, [&] { return word(*vm, kBoxes - 1, probe::kMailboxWords - 1) == 9; }));
 }
 
+// The probe guest rings again as soon as it has seen its mail, and checks it.
+TEST_F(Worker, WritesTheProbesMailBetweenStopsOnly) {
+  constexpr uint32_t kCpus = 4;
+  const auto vm = started(probe(kCpus, "scenarios=io"));
+  ASSERT_NE(vm, nullptr);
+  ASSERT_TRUE(await(*vm, [&] { return cpus_running(*vm) == kCpus; }));
+  for (int turn = 0; turn < 1000; ++turn) {
+    const auto stop = vm->stops().run([&](stopper::StopContext&) {
+      std::array<Mailbox, kCpus> first;
+      for (uint32_t cpu = 0; cpu < kCpus; ++cpu) {
+        first[cpu] = mailbox(*vm, cpu);
+        EXPECT_TRUE(whole(first[cpu])) << "vCPU " << cpu;
+        EXPECT_EQ(results(*vm, cpu).mail_bad, 0U) << "vCPU " << cpu;
+      }
+      for (int look = 0; look < 10; ++look)
+        for (uint32_t cpu = 0; cpu < kCpus; ++cpu)
+          EXPECT_EQ(mailbox(*vm, cpu), first[cpu]) << "vCPU " << cpu;
+      return 0;
+    });
+    ASSERT_TRUE(stop.has_value()) << vm->explain("stop", stop.error()).message();
+    ASSERT_FALSE(HasFailure());
+  }
+  for (uint32_t cpu = 0; cpu < kCpus; ++cpu) { // and it goes on
+    const uint64_t before = results(*vm, cpu).mail_seen;
+    EXPECT_TRUE(await(*vm, [&] { return results(*vm, cpu).mail_seen > before; }));
+  }
+}
+
 TEST_F(Worker, LeavesAVmAloneWhoseMemoryHasNoMailboxes) {
   const RawKernel kernel(ringing_guest());
   const auto vm = started(raw(kernel.path(), 1)); // 4 MiB
