@@ -85,6 +85,11 @@ std::expected<void, Error> VcpuState::restore_msrs(int fd) const {
 // after all that can wake a vCPU.
 std::expected<void, Error> VcpuState::restore(const KvmVcpu& vcpu) const {
   const int fd = vcpu.fd();
+  // KVM takes INIT and SIPI that are on their way when it is asked for the state (kvm_apic_accept_events()); left
+  // there, they would start a vCPU that is to wait for those of the guest to come.
+  kvm_mp_state now{};
+  if (::ioctl(fd, KVM_GET_MP_STATE, &now) != 0)
+    return std::unexpected(ioctl_failed("KVM_GET_MP_STATE"));
   if (::ioctl(fd, KVM_SET_SREGS, &sregs_) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_SREGS"));
   if (::ioctl(fd, KVM_SET_REGS, &regs_) != 0)
