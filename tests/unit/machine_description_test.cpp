@@ -29,6 +29,7 @@ MachineDescription full_machine(uint32_t cpus = 4) {
   machine.serial.emplace();
   machine.doorbell = {0x5f0, 0x5000, 0x400, Gpa{0xd000'0000}, 0x4000};
   machine.power = {0x600, 4, 9};
+  machine.cpu_device = {0x620, 0x6000, 10};
   machine.resets = {{0x64, 0xfe, 0xff}, {0xcf9, 0x06, 0x06}};
   machine.bootargs = "console=ttyS0 quiet";
   machine.initrd = {Gpa{0xbfe0'0000}, 0x12345};
@@ -72,10 +73,23 @@ TEST(MachineDescription, HoldsWhatWasDescribed) {
   EXPECT_EQ(cells_of(tree, "/memory@100000000", "reg"), (Cells{1, 0, 0, 0x4000'0000}));
   EXPECT_EQ(cells_of(tree, "/cpus/cpu@3", "reg"), (Cells{3}));
   EXPECT_TRUE(cells_of(tree, "/cpus/cpu@4", "reg").empty());
+  EXPECT_EQ(text_of(tree, "/cpus/cpu@3", "status"), "absent");
+  EXPECT_EQ(cells_of(tree, "/isa/cpu-device@i6000", "reg"), (Cells{1, 0x6000, 16, 1, 0x620, 8}));
+  EXPECT_EQ(cells_of(tree, "/isa/cpu-device@i6000", "interrupts"), (Cells{10, 0}));
   EXPECT_EQ(cells_of(tree, "/isa/serial@i3f8", "interrupts"), (Cells{4, 0}));
   EXPECT_EQ(cells_of(tree, "/isa/reset@icf9", "value"), (Cells{6}));
   EXPECT_EQ(cells_of(tree, "/isa/power@i600", "reg"), (Cells{1, 0x600, 4}));
   EXPECT_EQ(cells_of(tree, "/doorbell@d0000000", "stopvisor,ports"), (Cells{0x5000, 0x400}));
+}
+
+TEST(MachineDescription, DisablesTheCpusTheGuestIsToLeaveAlone) {
+  auto machine = full_machine();
+  machine.enabled_cpus = stopper::CpuMask::first_n(2);
+  const auto tree = describe_machine(machine);
+  ASSERT_TRUE(tree) << tree.error().message();
+  EXPECT_EQ(text_of(*tree, "/cpus/cpu@1", "status"), "absent");
+  EXPECT_EQ(text_of(*tree, "/cpus/cpu@2", "status"), "disabled");
+  EXPECT_EQ(cells_of(*tree, "/cpus/cpu@3", "reg"), (Cells{3}));
 }
 
 TEST(MachineDescription, GrowsWithItsCpus) {
@@ -138,7 +152,9 @@ void expect_dtc_content(const MachineDescription& machine) {
 }
 
 TEST(MachineDescription, DtcDecompilesTheFullMachineWithoutAWarning) {
-  expect_dtc_content(full_machine(32));
+  auto machine = full_machine(32);
+  machine.enabled_cpus = stopper::CpuMask::first_n(2);
+  expect_dtc_content(machine);
 }
 
 TEST(MachineDescription, DtcDecompilesTheBareMachineWithoutAWarning) {

@@ -82,10 +82,11 @@ private:
     return {"cpu", std::string(object), std::move(reason), Status::kUsage};
   }
 
-  static std::expected<uint32_t, Error> number(const char* option, const std::string& text, const char* what) {
+  static std::expected<uint32_t, Error> number(const char* option, const std::string& text, const char* what,
+                                               uint32_t least = 0) {
     uint32_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc{} || end != text.data() + text.size())
+    if (error != std::errc{} || end != text.data() + text.size() || value < least)
       return std::unexpected(Error{std::string("cpu: ") + option, text, what, Status::kUsage});
     return value;
   }
@@ -111,7 +112,7 @@ private:
   std::expected<int, Error> add(Client& client, bool json) const {
     uint32_t count = 1;
     if (count_) {
-      const auto wanted = number("--add", *count_, "must be a number of vCPUs, 1 or more");
+      const auto wanted = number("--add", *count_, "must be a number of vCPUs, 1 or more", 1);
       if (!wanted)
         return std::unexpected(wanted.error());
       count = *wanted;
