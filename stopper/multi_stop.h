@@ -22,6 +22,7 @@
 // INV4  Nobody touches a slot or this object after its acknowledgement of Exit, except to wake an address.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -211,7 +212,9 @@ public:
     for (const auto slots : {plan_.vcpus, plan_.workers})
       for (const Slot* slot : slots)
         if (!slot->excused)
-          report.participants.push_back({slot->cpu, slot->worker, slot->activity, slot->kicked_ns, slot->out_ns,
+          report.participants.push_back({slot->cpu, slot->worker, slot->activity, slot->kicked_ns,
+                                         // it may have been out since the stop before
+                                         slot->out_ns != 0 ? std::max(slot->out_ns, slot->kicked_ns) : 0,
                                          slot->held_ns, slot->ran_ns, over ? slot->released_ns : 0, slot->result,
                                          slot->lifted});
   }

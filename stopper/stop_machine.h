@@ -6,6 +6,7 @@
 // bind_thread(), that calls run_works() whenever should_run() says so or it is kicked.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <expected>
@@ -72,7 +73,7 @@ public:
   [[nodiscard]] StopReport report() const {
     StopReport report;
     if (machine_ != nullptr)
-      machine_->fill_current(report);
+      machine_->wide_->fill(report);
     return report;
   }
 
@@ -187,9 +188,9 @@ public:
   // CONTEXT: blocks shortly; not a participant's thread.
   [[nodiscard]] StopReport last_report();
   // The number of the stop that is held now. CONTEXT: its owner.
-  [[nodiscard]] uint64_t sequence() const noexcept { return sequence_; }
+  [[nodiscard]] uint64_t sequence() const noexcept { return wide_->sequence; }
   // One more callback shares the stop that is held now. CONTEXT: its owner.
-  void note_shared() noexcept { ++shared_; }
+  void note_shared() noexcept { ++wide_->shared; }
   // Whether the calling thread is a participant, inside a callback, or the owner of a stop: what it asks for is
   // refused with kWouldDeadlock.
   [[nodiscard]] bool thread_marked() const noexcept { return Marks::find(this) != nullptr; }
@@ -214,6 +215,23 @@ private:
 
   struct OneShot;
   struct Each;
+
+  // A barrier and all that belongs to one use of it. There are two, so that a stop need not wait until everybody
+  // has left the one before: a vCPU thread that leaves it late comes straight on into the next, without a turn in
+  // the guest, and has to be scheduled once instead of twice.
+  struct WideStop {
+    MultiStop stop;
+    std::unique_ptr<Slot[]> slots; // one per possible participant
+    std::vector<Slot*> vcpus;      // of this use; capacity reserved
+    std::vector<Slot*> workers;
+    // Written under report_lock_, but for `shared`:
+    uint64_t sequence = 0;
+    uint32_t shared = 0; // its owner's in Run
+    int64_t requested_ns = 0;
+    int64_t begun_ns = 0;
+
+    void fill(StopReport& report) const;
+  };
   enum class Wait { kYes, kNo };
 
   // How long after the kicks the missing are lifted: on a busy host a vCPU thread that lost its processor would
@@ -222,7 +240,8 @@ private:
   // stops have been late of late.
   static constexpr Nanoseconds kLiftAfter{5'000'000};
   static constexpr Nanoseconds kLiftSoonAfter{150'000};
-  static constexpr uint32_t kLateMemory = 64; // stops
+  static constexpr Nanoseconds kLiftLaterEach{20'000}; // as much later for each participant
+  static constexpr uint32_t kLateMemory = 64;          // stops
 
   // When a wait for participants looks again at who is missing.
   static TimePoint next_look(TimePoint deadline) noexcept {
@@ -234,7 +253,7 @@ private:
 
   [[nodiscard]] std::expected<void, StopError> take_facility(TimePoint deadline, Wait wait) noexcept;
   void drop_facility() noexcept NO_THREAD_SAFETY_ANALYSIS { facility_.unlock(); }
-  void settle_report() noexcept REQUIRES(report_lock_);
+  void settle_report(const WideStop& wide) noexcept REQUIRES(report_lock_);
   void arm(const typename MultiStop::Plan& plan, int64_t requested_ns) noexcept;
 
   [[nodiscard]] std::expected<StopOutcome, StopError> stop_cpus_owned(const CpuMask& cpus, StopFn fn,
@@ -248,18 +267,17 @@ private:
   void leave(MultiStop& stop) noexcept;
   void queue_all(MultiStop& stop) noexcept;
   void queue_workers(MultiStop& stop) noexcept;
-  [[nodiscard]] TimePoint patience() noexcept;
+  [[nodiscard]] TimePoint patience(size_t participants) noexcept;
   bool lift_missing(std::span<Slot* const> slots) noexcept;
   uint32_t kick_missing(std::span<Slot* const> slots) noexcept;
   void restore_lifted(std::span<Slot* const> slots) noexcept;
-  void hurry_out(TimePoint deadline) noexcept;
+  void hurry_out(MultiStop& stop, TimePoint deadline) noexcept;
   State await_moving_on(MultiStop& stop, State from, TimePoint deadline) noexcept;
   CpuMask await_works(std::span<Slot* const> slots, BasicDone<P>& done, TimePoint deadline) noexcept;
   void call_off(MultiStop& stop, State from) noexcept;
   [[nodiscard]] bool queue_two(Slot& one, Slot& two) noexcept;
   void release_stop() noexcept;
   void unmark_hold() noexcept { Marks::take(hold_mark_); }
-  void fill_current(StopReport& report) const;
 
   const CpuId possible_cpus_;
   const CpuId possible_participants_;
@@ -276,17 +294,12 @@ private:
 
   // The wide-stop facility (the kernel's stop_cpus_mutex): whoever holds the lock owns what follows.
   BasicLock<P> facility_;
-  MultiStop wide_;
-  std::unique_ptr<Slot[]> slots_; // one per possible participant
-  std::vector<Slot*> vcpu_slots_; // of the present stop; capacity reserved
-  std::vector<Slot*> worker_slots_;
+  std::array<WideStop, 2> wides_;
+  WideStop* wide_ = wides_.data(); // of the present stop
   ThreadMark hold_mark_{.machine = this};
-  uint64_t sequence_ = 0;
-  uint32_t shared_ = 0;
-  int64_t requested_ns_ = 0;
-  int64_t begun_ns_ = 0;
+  uint64_t sequence_ = 0; // of the last stop that was armed
 
-  BasicLock<P> report_lock_; // guards report_, and the wide stop's fields against last_report()
+  BasicLock<P> report_lock_; // guards report_, and what of the wide stops last_report() reads
   StopReport report_;
 };
 

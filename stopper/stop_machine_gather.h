@@ -37,11 +37,11 @@ void BasicStopMachine<P>::queue_workers(MultiStop& stop) noexcept {
 
 // When the missing are to be lifted, by what stops were like of late.
 template <class P>
-TimePoint BasicStopMachine<P>::patience() noexcept {
+TimePoint BasicStopMachine<P>::patience(size_t participants) noexcept {
   const uint32_t late = late_.load(std::memory_order_relaxed); // a guess
   if (late != 0)
     late_.store(late - 1, std::memory_order_relaxed);
-  return P::now() + (late != 0 ? kLiftSoonAfter : kLiftAfter);
+  return P::now() + (late != 0 ? kLiftSoonAfter + kLiftLaterEach * static_cast<int64_t>(participants) : kLiftAfter);
 }
 
 // RETURNS: whether a lift was refused.
@@ -73,16 +73,16 @@ uint32_t BasicStopMachine<P>::kick_missing(std::span<Slot* const> slots) noexcep
 // Those who were let go but have not left wait for a processor, quite likely behind vCPUs that have left and spin
 // in the guest: without a lift the next stop would wait for their turns to end.
 template <class P>
-void BasicStopMachine<P>::hurry_out(TimePoint deadline) noexcept {
-  if (wide_.state() != State::kExit)
+void BasicStopMachine<P>::hurry_out(MultiStop& stop, TimePoint deadline) noexcept {
+  if (stop.state() != State::kExit)
     return;
-  for (const auto slots : {wide_.plan().vcpus, wide_.plan().workers})
+  for (const auto slots : {stop.plan().vcpus, stop.plan().workers})
     for (Slot* slot : slots)
       if (!slot->excused) // who has left already is not lifted any more
         slot->raised = kick_.lift(slot->cpu) == Kick::Lift::kLifted;
-  wide_.wait_while(State::kExit, deadline);
-  restore_lifted(wide_.plan().vcpus);
-  restore_lifted(wide_.plan().workers);
+  stop.wait_while(State::kExit, deadline);
+  restore_lifted(stop.plan().vcpus);
+  restore_lifted(stop.plan().workers);
 }
 
 template <class P>
@@ -95,7 +95,7 @@ void BasicStopMachine<P>::restore_lifted(std::span<Slot* const> slots) noexcept 
 template <class P>
 MultiStopState BasicStopMachine<P>::await_moving_on(MultiStop& stop, State from, TimePoint deadline) noexcept {
   const auto slots = from == State::kPrepare ? stop.plan().vcpus : stop.plan().workers; // who acknowledges `from`
-  if (const State after = stop.wait_while(from, std::min(patience(), deadline)); after != from)
+  if (const State after = stop.wait_while(from, std::min(patience(slots.size()), deadline)); after != from)
     return after;
   stop.lift_refused |= lift_missing(slots);
   for (;;) {
@@ -113,7 +113,7 @@ template <class P>
 CpuMask BasicStopMachine<P>::await_works(std::span<Slot* const> slots, BasicDone<P>& done,
                                          TimePoint deadline) noexcept {
   CpuMask stragglers;
-  if (done.wait_until(std::min(patience(), deadline)))
+  if (done.wait_until(std::min(patience(slots.size()), deadline)))
     return stragglers;
   lift_missing(slots);
   while (!done.wait_until(next_look(deadline))) {

@@ -11,10 +11,12 @@ BasicStopMachine<P>::BasicStopMachine(CpuId possible_cpus, Kick& kick, CpuId pos
     : possible_cpus_(std::min(possible_cpus, kMaxCpus)),
       possible_participants_(std::min(possible_cpus_ + possible_workers, kMaxCpus)), kick_(kick),
       stoppers_(std::make_unique<BasicStopper<P>[]>(possible_participants_)),
-      participants_(std::make_unique<ThreadMark[]>(possible_participants_)),
-      slots_(std::make_unique<Slot[]>(possible_participants_)) {
-  vcpu_slots_.reserve(possible_cpus_);
-  worker_slots_.reserve(possible_participants_ - possible_cpus_);
+      participants_(std::make_unique<ThreadMark[]>(possible_participants_)) {
+  for (WideStop& wide : wides_) {
+    wide.slots = std::make_unique<Slot[]>(possible_participants_);
+    wide.vcpus.reserve(possible_cpus_);
+    wide.workers.reserve(possible_participants_ - possible_cpus_);
+  }
   report_.participants.reserve(possible_participants_);
 }
 
@@ -98,58 +100,67 @@ std::expected<void, StopError> BasicStopMachine<P>::take_facility(TimePoint dead
   if (!taken)
     return std::unexpected(StopError{wait == Wait::kYes ? StopErrc::kDeadline : StopErrc::kBusy});
   // The last stop may have been released by a thread that did not wait for everybody to leave: only when the
-  // exit, too, is acknowledged may the slots be used again (cloud-hypervisor #7397).
-  hurry_out(deadline);
-  if (wide_.wait_while(State::kExit, deadline) == State::kExit) {
+  // exit, too, is acknowledged may a barrier and its slots be used again (cloud-hypervisor #7397). Until then
+  // there is the other barrier. Whoever has left the stop before the last one has acknowledged all of it, unless
+  // the last one was without it.
+  WideStop* const next = wide_->stop.state() == State::kNone ? wide_ : &wides_[wide_ == wides_.data() ? 1 : 0];
+  hurry_out(next->stop, deadline);
+  if (next->stop.wait_while(State::kExit, deadline) == State::kExit) {
     facility_.unlock();
     return std::unexpected(StopError{StopErrc::kDeadline});
   }
+  wide_ = next;
   const BasicLockGuard<P> guard(report_lock_);
-  settle_report();
+  settle_report(*wide_); // before it is written anew
   return {};
 }
 
+// CONTEXT: `wide` has ended.
 template <class P>
-void BasicStopMachine<P>::settle_report() noexcept {
-  if (report_.sequence == sequence_)
-    return;
-  report_.sequence = sequence_;
-  fill_current(report_); // no allocation: the vector's capacity is reserved
+void BasicStopMachine<P>::settle_report(const WideStop& wide) noexcept {
+  if (wide.sequence > report_.sequence)
+    wide.fill(report_); // no allocation: the vector's capacity is reserved
 }
 
 template <class P>
-void BasicStopMachine<P>::fill_current(StopReport& report) const {
-  report.sequence = sequence_;
-  report.shared = shared_;
-  report.requested_ns = requested_ns_;
-  report.begun_ns = begun_ns_;
-  wide_.fill(report);
+void BasicStopMachine<P>::WideStop::fill(StopReport& report) const {
+  report.sequence = sequence;
+  report.shared = shared;
+  report.requested_ns = requested_ns;
+  report.begun_ns = begun_ns;
+  stop.fill(report);
 }
 
 template <class P>
 StopReport BasicStopMachine<P>::last_report() {
   for (;;) {
-    State state;
+    WideStop* leaving = nullptr;
     {
       const BasicLockGuard<P> guard(report_lock_);
-      state = wide_.state();
-      if (state == State::kNone)
-        settle_report();
-      if (report_.sequence == sequence_ || state != State::kExit)
+      for (WideStop& wide : wides_) {
+        if (wide.sequence <= report_.sequence)
+          continue;
+        const State state = wide.stop.state();
+        if (state == State::kNone)
+          settle_report(wide);
+        else if (state == State::kExit)
+          leaving = &wide;
+      }
+      if (leaving == nullptr || leaving->sequence < report_.sequence)
         return report_;
     }
-    wide_.wait_while(State::kExit, kForever); // they are leaving
+    leaving->stop.wait_while(State::kExit, kForever);
   }
 }
 
 template <class P>
 void BasicStopMachine<P>::arm(const typename MultiStop::Plan& plan, int64_t requested_ns) noexcept {
   const BasicLockGuard<P> guard(report_lock_); // against last_report()
-  ++sequence_;
-  shared_ = 0;
-  requested_ns_ = requested_ns;
-  begun_ns_ = now_ns();
-  wide_.arm(plan);
+  wide_->sequence = ++sequence_;
+  wide_->shared = 0;
+  wide_->requested_ns = requested_ns;
+  wide_->begun_ns = now_ns();
+  wide_->stop.arm(plan);
 }
 
 template <class P>
@@ -169,11 +180,11 @@ void BasicStopMachine<P>::prepare_slot(Slot& slot, MultiStop& stop, CpuId cpu, b
 
 template <class P>
 void BasicStopMachine<P>::choose_vcpus(const CpuMask& cpus, const CpuMask& active) noexcept {
-  vcpu_slots_.clear();
-  worker_slots_.clear();
+  wide_->vcpus.clear();
+  wide_->workers.clear();
   cpus.for_each([&](CpuId cpu) {
-    prepare_slot(slots_[cpu], wide_, cpu, active.test(cpu));
-    vcpu_slots_.push_back(&slots_[cpu]);
+    prepare_slot(wide_->slots[cpu], wide_->stop, cpu, active.test(cpu));
+    wide_->vcpus.push_back(&wide_->slots[cpu]);
   });
 }
 
@@ -181,8 +192,8 @@ template <class P>
 void BasicStopMachine<P>::choose_workers() noexcept {
   for (CpuId cpu = possible_cpus_; cpu < possible_participants_; ++cpu)
     if (stoppers_[cpu].enabled()) {
-      prepare_slot(slots_[cpu], wide_, cpu, false);
-      worker_slots_.push_back(&slots_[cpu]);
+      prepare_slot(wide_->slots[cpu], wide_->stop, cpu, false);
+      wide_->workers.push_back(&wide_->slots[cpu]);
     }
 }
 

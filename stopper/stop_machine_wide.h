@@ -23,33 +23,33 @@ struct BasicStopMachine<P>::Each {
 template <class P>
 std::expected<StopOutcome, StopError> BasicStopMachine<P>::stop_cpus_owned(const CpuMask& cpus, StopFn fn,
                                                                            const StopOptions& options) {
-  Each each{{fn, P::now() + options.budget}, slots_.get()};
+  Each each{{fn, P::now() + options.budget}, wide_->slots.get()};
   BasicDone<P> done(cpus.count());
-  vcpu_slots_.clear();
+  wide_->vcpus.clear();
   stop_cpus_in_progress_.store(1, std::memory_order_relaxed); // see queue_all()
   cpus.for_each([&](CpuId cpu) {
     if (cpu < possible_cpus_) {
-      Slot& slot = slots_[cpu];
-      prepare_slot(slot, wide_, cpu, true);
+      Slot& slot = wide_->slots[cpu];
+      prepare_slot(slot, wide_->stop, cpu, true);
       slot.work.set(&Each::run, &each, &done);
       if (slot.stopper->queue(slot.work)) {
-        vcpu_slots_.push_back(&slot);
+        wide_->vcpus.push_back(&slot);
         return;
       }
     }
     done.signal(0, false); // offline: completed at once
   });
   stop_cpus_in_progress_.store(0, std::memory_order_release); // Q1
-  if (vcpu_slots_.empty())
+  if (wide_->vcpus.empty())
     return std::unexpected(StopError{StopErrc::kNoSuchCpu, cpus});
-  for (const Slot* slot : vcpu_slots_)
+  for (const Slot* slot : wide_->vcpus)
     kick_.kick(slot->cpu);
-  if (const CpuMask stragglers = await_works(vcpu_slots_, done, options.deadline); !stragglers.empty())
+  if (const CpuMask stragglers = await_works(wide_->vcpus, done, options.deadline); !stragglers.empty())
     return std::unexpected(StopError{StopErrc::kDeadline, stragglers});
   if (done.threw())
     return std::unexpected(StopError{StopErrc::kCallbackThrew});
   StopOutcome outcome{done.result(), {}};
-  for (const Slot* slot : vcpu_slots_)
+  for (const Slot* slot : wide_->vcpus)
     if (slot->result != 0)
       outcome.nonzero.emplace_back(slot->cpu, slot->result);
   return outcome;
@@ -100,29 +100,29 @@ BasicStopMachine<P>::stop_machine_owned(StopFn fn, const CpuMask* active, const 
   choose_vcpus(cpus, runners);
   choose_workers();
   const TimePoint budget_end = P::now() + options.budget;
-  arm({vcpu_slots_, worker_slots_, &fn, local_runs, budget_end}, requested_ns);
+  arm({wide_->vcpus, wide_->workers, &fn, local_runs, budget_end}, requested_ns);
   bool ran = local_runs;
   Invocation own{0, false};
-  if (gather(wide_, options.deadline) && local_runs) {
-    wide_.wait_while(State::kDisableIrq, kForever); // passed through where there are no workers
+  if (gather(wide_->stop, options.deadline) && local_runs) {
+    wide_->stop.wait_while(State::kDisableIrq, kForever); // passed through where there are no workers
     StopContext context{local, budget_end};
     const InsideCallback inside(this);
     own = invoke(fn, context);
-    wide_.collect(own);
-    wide_.ack(State::kRun);
+    wide_->stop.collect(own);
+    wide_->stop.ack(State::kRun);
   }
-  leave(wide_);
-  std::expected<StopOutcome, StopError> outcome = StopOutcome{wide_.result(), {}};
-  for (const Slot* slot : vcpu_slots_) {
+  leave(wide_->stop);
+  std::expected<StopOutcome, StopError> outcome = StopOutcome{wide_->stop.result(), {}};
+  for (const Slot* slot : wide_->vcpus) {
     ran = ran || (slot->active && !slot->excused);
     if (slot->result != 0)
       outcome->nonzero.emplace_back(slot->cpu, slot->result);
   }
   if (own.result != 0)
     outcome->nonzero.emplace_back(local, own.result);
-  if (wide_.aborted())
-    outcome = std::unexpected(StopError{StopErrc::kDeadline, wide_.stragglers});
-  else if (wide_.threw())
+  if (wide_->stop.aborted())
+    outcome = std::unexpected(StopError{StopErrc::kDeadline, wide_->stop.stragglers});
+  else if (wide_->stop.threw())
     outcome = std::unexpected(StopError{StopErrc::kCallbackThrew});
   else if (!ran)
     outcome = std::unexpected(StopError{StopErrc::kNoSuchCpu}); // they went offline under our hands
@@ -195,14 +195,14 @@ std::expected<BasicStop<P>, StopError> BasicStopMachine<P>::hold(const StopOptio
     choose_vcpus(members, CpuMask{});
     if (cpus == nullptr)
       choose_workers();
-    arm({vcpu_slots_, worker_slots_, nullptr, true, P::now() + options.budget}, requested_ns);
-    if (gather(wide_, options.deadline)) {
-      wide_.wait_while(State::kDisableIrq, kForever); // passed through where there are no workers
+    arm({wide_->vcpus, wide_->workers, nullptr, true, P::now() + options.budget}, requested_ns);
+    if (gather(wide_->stop, options.deadline)) {
+      wide_->stop.wait_while(State::kDisableIrq, kForever); // passed through where there are no workers
       Marks::put(hold_mark_);
       return Stop(*this);
     }
-    leave(wide_);
-    stop = std::unexpected(StopError{StopErrc::kDeadline, wide_.stragglers});
+    leave(wide_->stop);
+    stop = std::unexpected(StopError{StopErrc::kDeadline, wide_->stop.stragglers});
   }
   drop_facility();
   hotplug_.read_unlock();
@@ -212,10 +212,10 @@ std::expected<BasicStop<P>, StopError> BasicStopMachine<P>::hold(const StopOptio
 template <class P>
 void BasicStopMachine<P>::release_stop() noexcept {
   Marks::take(hold_mark_);
-  restore_lifted(vcpu_slots_); // while they are held: nobody goes back to the guest with a lifted priority
-  restore_lifted(worker_slots_);
-  wide_.ack(State::kRun);
-  wide_.ack(State::kExit);
+  restore_lifted(wide_->vcpus); // while they are held: nobody goes back to the guest with a lifted priority
+  restore_lifted(wide_->workers);
+  wide_->stop.ack(State::kRun);
+  wide_->stop.ack(State::kExit);
   drop_facility();
   hotplug_.read_unlock();
 }

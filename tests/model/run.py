@@ -82,6 +82,7 @@ MODELS = [
     kick("kick: every work is served at last", "EXITS=255", claim="served", quick=True),
     # stop.pml: one wide stop after the other; with signals, with a worker, with a deadline.
     stop("stops in a row", "C0=hold_all(0) C1=stop_machine(1,1)", quick=True),
+    stop("three stops in a row", "C0=hold_all(0);hold_first(0);hold_all(0)", quick=True),
     stop("stops in a row, with kicks", "C0=hold_all(0) C1=stop_machine(1,1) KICK EXITS=1"),
     stop("stops in a row, at rest", "C0=hold_all(0) C1=stop_machine(1,1) KICK", ends=True),
     stop("stops in a row, with a worker", "C0=hold_all(0) C1=stop_machine(1,3) NW=1"),
@@ -147,7 +148,8 @@ MUTANTS = [
     kick("WRITE_FROM_OUTSIDE", finds=DEADLOCK),
     kick("NO_COMPLETION", finds=violates("no_stop_inside_an_instruction")),
     kick("COMPLETE_ONCE", finds=violates("no_stop_inside_an_instruction")),
-    stop("NEXT_STOP_DOES_NOT_WAIT", ROW, finds=ANOTHER_STOP, quick=True),
+    stop("ONE_BARRIER", ROW, finds=ANOTHER_STOP, quick=True),
+    stop("NEXT_STOP_DOES_NOT_WAIT", "C0=hold_all(0);hold_first(0);hold_all(0)", finds=ANOTHER_STOP),
     stop("NO_EXIT_ACK", "C0=stop_machine(0,1);stop_machine(0,1)", finds=ANOTHER_STOP),
     stop("ACK_TWICE", "C0=stop_machine(0,1)", finds=NOT_HELD, quick=True),
     stop("ABORT_WITHOUT_EXCHANGE", "C0=stop_machine(0,1) DEADLINE", finds=NOT_HELD, quick=True),

@@ -85,18 +85,19 @@ typedef Multi {
   byte ran;     // executions begun
 };
 
-#define WIDE 0      // wide_, the stop machine's own
-#define TWO(id) (1 + (id)) // on the stack of client `id`
+// 0 and 1 are wides_, the stop machine's own, which take turns; a client's `w` is the one it has.
+#define IS_WIDE(m) ((m) < 2)
+#define TWO(id) (2 + (id)) // on the stack of client `id`
 #ifdef HAS_TWO
-#define STOPS (1 + HAS_TWO)
+#define STOPS (2 + HAS_TWO)
 #else
-#define STOPS 1
+#define STOPS 2
 #endif
 #define ONE 7       // a work of stop_one_cpu()
 
 Multi stops[STOPS];
 
-chan queue[NP] = [3] of { byte }; // a stopper's FIFO
+chan queue[NP] = [4] of { byte }; // a stopper's FIFO
 bool locked[NP];                  // its lock, where more than one is taken
 bool online[NP];
 #ifdef KICK
@@ -108,6 +109,7 @@ byte asleep[NP + NC];             // in a futex wait on this word; 0: not
 
 bool in_progress;                 // stop_cpus_in_progress_
 bool facility;                    // facility_
+bit present;                      // wide_: under facility_
 byte readers;                     // hotplug_
 bool writer;
 bool writer_waits;
@@ -340,7 +342,7 @@ inline hold_vcpu(m) {
   wait_while(stops[m].vcpu_gate == SHUT, me, VCPU_WORD(m));
   atomic {
     CHECK_SEQUENCE(m);
-    workers_released_before_vcpus = (m != WIDE || !stops[WIDE].whole || (stops[WIDE].workers & workers_held) == 0);
+    workers_released_before_vcpus = (!IS_WIDE(m) || !stops[m].whole || (stops[m].workers & workers_held) == 0);
     assert(workers_released_before_vcpus);
     held[me] = 0
   };
@@ -389,7 +391,8 @@ inline run_vcpu_works() {
     :: stop == ONE ->
       atomic {
         // Not beside the callback of a stop: such a stop either waits for us, or for this work to be through.
-        callback_only_while_everybody_is_held = (stops[WIDE].inside == 0 || !stops[WIDE].whole);
+        callback_only_while_everybody_is_held =
+          ((stops[0].inside == 0 || !stops[0].whole) && (stops[1].inside == 0 || !stops[1].whole));
         assert(callback_only_while_everybody_is_held);
         one_ran++;
         callback_ran_exactly_once = (one_ran == 1);
@@ -536,10 +539,18 @@ inline write_unlock() { writer = 0 }
 
 inline take_facility() {
   atomic { !facility -> facility = 1 };
+#ifdef MUTANT_ONE_BARRIER
+  w = present;
+#else
+  atomic { if :: stops[present].state == NONE -> w = present :: else -> w = 1 - present fi };
 #ifndef MUTANT_NEXT_STOP_DOES_NOT_WAIT
-  wait_while(stops[WIDE].state == EXIT, self, STATE_WORD(WIDE))
+  wait_while(stops[w].state == EXIT, self, STATE_WORD(w));
 #endif
+#endif
+  present = w
 }
+
+inline drop_facility() { atomic { w = 0; facility = 0 } } // w: forgotten
 
 #define COUNT(mask) ((mask) & 1) + (((mask) >> 1) & 1) + (((mask) >> 2) & 1) + (((mask) >> 3) & 1)
 
@@ -801,27 +812,27 @@ inline hold_some(id, cpus, everybody) {
   :: i == 0 && !(everybody) // no such vCPU
   :: else ->
     if
-    :: everybody -> arm(WIDE, i, ONLINE_WORKERS, 0, 1, 1)
-    :: else -> arm(WIDE, i, 0, 0, 1, 0)
+    :: everybody -> arm(w, i, ONLINE_WORKERS, 0, 1, 1)
+    :: else -> arm(w, i, 0, 0, 1, 0)
     fi;
     i = 0;
-    gather(WIDE);
+    gather(w);
     if
-    :: !stops[WIDE].aborted ->
-      wait_while(stops[WIDE].state == DISABLE, self, STATE_WORD(WIDE));
-      callback_begins(WIDE);
-      callback_ends(WIDE);
-      check_ran(WIDE);
-      ack(WIDE, RUN);
-      ack(WIDE, EXIT)
+    :: !stops[w].aborted ->
+      wait_while(stops[w].state == DISABLE, self, STATE_WORD(w));
+      callback_begins(w);
+      callback_ends(w);
+      check_ran(w);
+      ack(w, RUN);
+      ack(w, EXIT)
     :: else ->
-      leave(WIDE);
-      check_ran(WIDE)
+      leave(w);
+      check_ran(w)
     fi
   fi;
   i = 0;
   if :: id == 0 -> had_first = 1 :: else fi;
-  facility = 0;
+  drop_facility();
   read_unlock()
 }
 inline hold_all(id) { hold_some(id, ALL_VCPUS, 1) }
@@ -829,21 +840,21 @@ inline hold_first(id) { hold_some(id, BIT(0), 0) }
 
 inline stop_owned(id, the_runners, local_runs) {
   i = ONLINE_VCPUS;
-  arm(WIDE, i, ONLINE_WORKERS, (the_runners) & i, local_runs, 1);
+  arm(w, i, ONLINE_WORKERS, (the_runners) & i, local_runs, 1);
   i = 0;
-  gather(WIDE);
+  gather(w);
 #if defined(HAS_INACTIVE)
   if
-  :: stops[WIDE].aborted || !local_runs
+  :: stops[w].aborted || !local_runs
   :: else ->
-    wait_while(stops[WIDE].state == DISABLE, self, STATE_WORD(WIDE));
-    callback_begins(WIDE);
-    callback_ends(WIDE);
-    ack(WIDE, RUN)
+    wait_while(stops[w].state == DISABLE, self, STATE_WORD(w));
+    callback_begins(w);
+    callback_ends(w);
+    ack(w, RUN)
   fi;
 #endif
-  leave(WIDE);
-  check_ran(WIDE);
+  leave(w);
+  check_ran(w);
   if :: id == 0 -> had_first = 1 :: else fi
 }
 
@@ -856,7 +867,7 @@ inline stop_machine(id, runner_mask) {
   :: (ONLINE_VCPUS & (runner_mask)) == 0
   :: else -> stop_owned(id, runner_mask, 0)
   fi;
-  facility = 0;
+  drop_facility();
   read_unlock()
 }
 
@@ -879,7 +890,7 @@ inline bring_up(id, cpu) {
   write_lock();
   take_facility();
   stop_owned(id, BIT(0), 1);
-  facility = 0;
+  drop_facility();
   write_unlock();
   unpark(cpu)
 }
@@ -971,7 +982,7 @@ inline stop_one(cpu) {
   fi
 }
 
-#define CLIENT_VARIABLES byte i, from, next; bool won, last, late
+#define CLIENT_VARIABLES byte i, from, next; bool won, last, late; bit w
 
 proctype Client0() {
   byte self = NP;
@@ -1028,5 +1039,5 @@ ltl released { [] ((held[0] -> <> !held[0]) && (held[1] -> <> !held[1]) && (held
 ltl released { [] ((held[0] -> <> !held[0]) && (held[1] -> <> !held[1])) }
 #endif
 ltl returns { ([] <> in_guest[0]) && ([] <> in_guest[1]) }
-ltl rests { <> [] (stops[WIDE].state == NONE && !facility && readers == 0) }
+ltl rests { <> [] (stops[0].state == NONE && stops[1].state == NONE && !facility && readers == 0) }
 #endif
