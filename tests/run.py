@@ -7,6 +7,7 @@ them from the build folder, because `meson test` counts a whole GoogleTest progr
 """
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -43,6 +44,33 @@ class Counts:
 
 def say(text):
     print(text, flush=True)
+
+
+def adopt_orphans():
+    """Makes this process the parent of whatever its children leave behind, so that it is seen, and ended."""
+    PR_SET_CHILD_SUBREAPER = 36
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def end_orphans():
+    """Ends what the last command left running. Returns their command lines; the dead are only buried."""
+    left = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as stat:
+                state, parent = stat.read().rsplit(")", 1)[1].split()[:2]
+            if int(parent) != os.getpid():
+                continue
+            with open(f"/proc/{entry}/cmdline", encoding="utf-8", errors="replace") as words:
+                line = words.read().replace("\0", " ").strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            left.append(line)
+            os.kill(int(entry), signal.SIGKILL)
+        os.waitpid(int(entry), 0)
+    return left
 
 
 def run(command, limit_s, env=None, cwd=None):
@@ -123,6 +151,9 @@ class Run:
         begin = time.monotonic()
         status, output = run(test["cmd"], limit_s, env, test["workdir"])
         counts = count(status, output)
+        for line in end_orphans():
+            say(f"  {label}/{test['name']} left running: {line}")
+            counts.failed += 1
         took = time.monotonic() - begin
         if counts.failed:
             show(output, 200)
@@ -153,6 +184,7 @@ def main():
     if not (os.access("/dev/kvm", os.R_OK | os.W_OK)):
         say("No usable /dev/kvm here: the tests that need it are skipped.")
 
+    adopt_orphans()
     work = Run(mode)
     clang = {**os.environ, "CXX": "clang++-19"}
     if work.build("build", "gcc", None, []):
