@@ -20,6 +20,7 @@ constexpr uint8_t kDismissed = 4; // beside called or up: it is to leave
 struct Cpu {
   uint8_t state; // atomic
   uint8_t rank;  // the rest is the boot processor's
+  bool present; // as its register said
   bool wanted;
   bool told_up;
 };
@@ -53,10 +54,15 @@ void tell_boot_processor() {
     interrupt_cpu(g_boot->index);
 }
 
+constexpr uint16_t register_of(uint32_t cpu) {
+  return static_cast<uint16_t>(kCpuPortBase + 4 * cpu);
+}
+
 void read_register(uint32_t cpu) {
   constexpr uint32_t kAbsentDevice = ~0u;
-  const uint32_t bits = in32(static_cast<uint16_t>(kCpuPortBase + 4 * cpu));
-  g_cpus[cpu].wanted = bits != kAbsentDevice && (bits & kCpuPresent) != 0 && (bits & kCpuWanted) != 0;
+  const uint32_t bits = in32(register_of(cpu));
+  g_cpus[cpu].present = bits != kAbsentDevice && (bits & kCpuPresent) != 0;
+  g_cpus[cpu].wanted = g_cpus[cpu].present && (bits & kCpuWanted) != 0;
 }
 
 // One that is going may not have written kCpuGone yet. The host has not taken it out then, so INIT reaches it, and
@@ -69,6 +75,8 @@ void welcome(uint32_t cpu) {
   start_cpu(cpu);
 }
 
+// The host waits for kCpuGone whenever it has asked, also for one that this guest never started, or that wrote it
+// while it was wanted for a moment, when it meant nothing: then it is said in its place.
 void dismiss(uint32_t cpu) {
   uint8_t state = state_of(cpu);
   while (state == kCalled || state == kUp) {
@@ -78,6 +86,8 @@ void dismiss(uint32_t cpu) {
       return;
     }
   }
+  if (g_cpus[cpu].present && (state == kAbsent || state == kGoing))
+    out32(register_of(cpu), kCpuGone);
 }
 
 // Where nobody told the number of vCPUs reliably, more may come than were expected.
@@ -119,7 +129,9 @@ void start_wanted() {
   bool all = true;
   for (uint32_t cpu = 0; cpu < g_possible; ++cpu) {
     all &= g_cpus[cpu].wanted;
-    if (g_cpus[cpu].wanted && cpu != g_boot->index)
+    if (!g_cpus[cpu].wanted)
+      dismiss(cpu);
+    else if (cpu != g_boot->index)
       __atomic_store_n(&g_cpus[cpu].state, kCalled, __ATOMIC_SEQ_CST);
   }
   if (all) { // one call for all is faster, but it would reach those that are not wanted too
@@ -173,7 +185,7 @@ void leave_if_asked(CpuBlock& block) {
   }
   stop_timer();
   tell_boot_processor();
-  write_last(static_cast<uint16_t>(kCpuPortBase + 4 * block.index), kCpuGone);
+  write_last(register_of(block.index), kCpuGone);
 }
 
 void tell_changes(CpuBlock& block, bool quiet) {
