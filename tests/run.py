@@ -17,8 +17,8 @@ import subprocess
 import sys
 import time
 
-SUITES = ["unit", "sched", "model", "kvm", "cli"]
-SANITIZED = ["unit", "sched", "kvm", "cli"]
+SUITES = ["unit", "sched", "model", "kvm", "stress", "cli"]
+SANITIZED = ["unit", "sched", "kvm", "stress", "cli"]
 # Under ThreadSanitizer: what runs without KVM, and what must be built for it.
 RACES = ["unit", "sched"]
 RACES_TARGETS = ["tests/unit/stopper/stopper_tests", "tests/unit/vmm_parts_tests", "tests/unit/control/control_tests",

@@ -63,6 +63,10 @@ std::expected<void, vmm::Error> ProbeView::await_phase(uint32_t cpu, probe::CpuP
                [&] { return load(results()->cpu[cpu].phase) == static_cast<uint32_t>(phase); });
 }
 
+bool ProbeView::is_up() const noexcept {
+  return load(results()->magic) == probe::kMagic;
+}
+
 uint32_t ProbeView::cpus_present() const noexcept {
   return load(results()->cpus_present);
 }

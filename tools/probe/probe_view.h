@@ -40,6 +40,8 @@ public:
   [[nodiscard]] std::expected<void, vmm::Error> await_running(uint32_t cpus, unsigned seconds,
                                                               const std::function<bool()>& alive) const;
 
+  // Whether the boot processor has set everything up: what the guest reports is valid.
+  [[nodiscard]] bool is_up() const noexcept;
   // vCPUs the guest is to use, and those at work now. They differ for moments after one was added or taken away.
   [[nodiscard]] uint32_t cpus_present() const noexcept;
   [[nodiscard]] uint32_t cpus_running() const noexcept;
