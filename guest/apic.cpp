@@ -123,6 +123,8 @@ void interrupt_cpu(uint32_t apic_id) {
 }
 
 void route_interrupts(uint32_t apic_id, bool cpu_device) {
+  // First: a local APIC that is disabled drops what comes, and nobody would look again.
+  write(kSpurious, 0x100 | PROBE_VECTOR_SPURIOUS);
   out8(0x21, 0xff); // both 8259s masked
   out8(0xa1, 0xff);
   route(kPowerGsi, PROBE_VECTOR_BUTTON, apic_id);

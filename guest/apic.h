@@ -23,8 +23,8 @@ void start_cpu(uint32_t apic_id);
 // Interrupts the vCPU with this APIC ID, so that it leaves HLT. CONTEXT: any vCPU.
 void interrupt_cpu(uint32_t apic_id);
 
-// Masks the 8259s, and routes the power button, and where there is a CPU device its interrupt, to the vCPU with
-// this APIC ID. CONTEXT: vCPU 0.
+// Software-enables the local APIC, masks the 8259s, and routes the power button, and where there is a CPU device
+// its interrupt, to the vCPU with this APIC ID. CONTEXT: vCPU 0.
 void route_interrupts(uint32_t apic_id, bool cpu_device);
 
 // Measures the TSC against the local APIC timer's clock for about 2 ms. CONTEXT: vCPU 0 before
