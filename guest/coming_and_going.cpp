@@ -20,7 +20,7 @@ constexpr uint8_t kDismissed = 4; // beside called or up: it is to leave
 struct Cpu {
   uint8_t state; // atomic
   uint8_t rank;  // the rest is the boot processor's
-  bool present; // as its register said
+  bool present;  // as its register said
   bool wanted;
   bool told_up;
 };
