@@ -113,6 +113,10 @@ Error Vm::explain(const std::string& operation, const stopper::StopError& error)
   return parts_->explain(operation, error);
 }
 
+void Vm::allow_lifts(bool allowed) noexcept {
+  parts_->lifts_allowed.store(allowed, std::memory_order_relaxed); // a switch by itself
+}
+
 void Vm::use_hooks(VcpuHooks* hooks) noexcept {
   parts_->hooks.install(hooks);
 }

@@ -146,6 +146,10 @@ public:
   // The object is the VM's name; kBusy where it may succeed later.
   [[nodiscard]] Error explain(const std::string& operation, const stopper::StopError& error) const;
 
+  // Whether threads that are late for a stop may be lifted (they may, where the process has the right): off, to
+  // measure what the lift is worth. CONTEXT: any thread; a stop under way may still go by what was.
+  void allow_lifts(bool allowed) noexcept;
+
   // For tests: steps into the vCPU loops and kicks from now on; null: no more. See test_hooks.h for how long they
   // must live.
   void use_hooks(VcpuHooks* hooks) noexcept;

@@ -77,6 +77,8 @@ struct Vm::Parts final : private stopper::Kick {
     is_vcpu(cpu) ? vcpus[cpu].thread.kick() : doorbell_worker.kick();
   }
   Lift lift(stopper::CpuId cpu) noexcept override {
+    if (!lifts_allowed.load(std::memory_order_relaxed)) // a switch by itself
+      return Lift::kNotNeeded;
     return is_vcpu(cpu) ? vcpus[cpu].thread.lift() : doorbell_worker.lift();
   }
   void restore(stopper::CpuId cpu) noexcept override {
@@ -113,6 +115,7 @@ struct Vm::Parts final : private stopper::Kick {
   DeviceWorker doorbell_worker{"doorbell", machine.first_worker(), doorbell, {machine, hooks, life}};
 
   std::atomic<bool> started{false};
+  std::atomic<bool> lifts_allowed{true};
   std::atomic<uint64_t> resets{0};
   std::mutex join_lock; // taken by whoever waits for the end; guards what follows after start()
   std::optional<RawTerminal> terminal;

@@ -20,7 +20,9 @@ namespace stopvisor::vmm::testing {
 namespace {
 
 constexpr uint32_t kClients = 64;
-constexpr uint64_t kSpot = 0x20'0000; // + 8 * client
+constexpr uint64_t spot_of(uint64_t client) {
+  return 0x20'0000 + 8 * client;
+}
 
 class Sharing : public KvmTest {
 protected:
@@ -54,7 +56,7 @@ protected:
     for (std::thread& client : clients)
       client.join();
     for (uint32_t client = 0; client < kClients; ++client)
-      EXPECT_EQ(peek<uint64_t>(vm, kSpot + 8 * client), 1000U + client);
+      EXPECT_EQ(peek<uint64_t>(vm, spot_of(client)), 1000U + client);
   }
 
   Snare snare_; // outlives each test's Vm
@@ -71,7 +73,7 @@ TEST_F(Sharing, By64ThreadsTakesOneStopWhereTheBudgetLasts) {
   all_at_once(*vm, [&](uint32_t client) {
     const auto outcome = vm->stops().run(
         [&](stopper::StopContext&) {
-          poke<uint64_t>(*vm, kSpot + 8 * client, 1000U + client);
+          poke<uint64_t>(*vm, spot_of(client), 1000U + client);
           return static_cast<int>(client) + 1;
         },
         {.budget = std::chrono::hours(1)});
@@ -94,7 +96,7 @@ TEST_F(Sharing, EndsWhereTheBudgetDoes) {
   all_at_once(*vm, [&](uint32_t client) {
     const auto outcome = vm->stops().run(
         [&](stopper::StopContext&) {
-          poke<uint64_t>(*vm, kSpot + 8 * client, 1000U + client);
+          poke<uint64_t>(*vm, spot_of(client), 1000U + client);
           return 0;
         },
         {.budget = stopper::Nanoseconds{0}});
@@ -124,10 +126,11 @@ TEST_F(Sharing, By64ClientsOfTheSocketTakesFarFewerThan64Stops) {
   std::array<std::string, kClients> answers;
   all_at_once(*vm, [&](uint32_t client) {
     char body[192];
-    std::snprintf(body, sizeof body,
-                  R"({"writes":[{"address":"gpa:0x%x","bytes":"%02x%02x000000000000","expect":"0000000000000000"}],)"
-                  R"("timeout_ms":60000})",
-                  static_cast<unsigned>(kSpot + 8 * client), (1000 + client) & 0xff, (1000 + client) >> 8);
+    std::snprintf(
+        body, sizeof body,
+        R"({"writes":[{"address":"gpa:0x%x","bytes":"%02x%02x000000000000","expect":"0000000000000000"}],)"
+        R"("timeout_ms":60000})",
+        static_cast<unsigned>(spot_of(client)), (1000 + client) & 0xff, (1000 + client) >> 8);
     auto answer = connections[client].request("POST", "/v1/poke", body);
     ASSERT_TRUE(answer) << answer.error().message();
     answers[client] = *answer;

@@ -5,17 +5,16 @@
 
 #include <algorithm>
 #include <chrono>
-#include <memory>
 #include <thread>
 #include <vector>
 
 #include "tools/bench/bare_kick.h"
 #include "tools/bench/child.h"
+#include "tools/bench/kinds_bench.h"
 #include "tools/bench/qemu_peer.h"
+#include "tools/bench/running_vm.h"
 #include "tools/client/client.h"
-#include "tools/probe/probe_view.h"
 #include "vmm/urgent_thread.h"
-#include "vmm/vm.h"
 
 namespace stopvisor::tools {
 namespace {
@@ -23,49 +22,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using vmm::Error;
 
-constexpr unsigned kPatience = 60; // seconds for anything a guest is asked to do
-constexpr int kBlocks = 10;        // the floor and the stop take turns, so that the host's drift hits both
-constexpr std::chrono::milliseconds kTimeout{10'000};
-
-// Lets the guest run between two stops: each vCPU should be back in it.
-void let_run(uint32_t cpus) {
-  std::this_thread::sleep_for(std::chrono::microseconds(200 + 20 * cpus));
-}
+constexpr int kBlocks = 10; // the floor and the stop take turns, so that the host's drift hits both
 
 int64_t since(Clock::time_point begin) {
   return (Clock::now() - begin).count();
 }
-
-class RunningVm {
-public:
-  static std::expected<std::unique_ptr<RunningVm>, Error> start(uint32_t cpus) {
-    vmm::VmConfig config;
-    config.name = "bench";
-    config.cpus = cpus;
-    config.memory_bytes = 64ULL << 20;
-    config.cmdline = "scenarios=gap";
-    auto vm = vmm::Vm::create(config);
-    if (!vm)
-      return std::unexpected(vm.error());
-    std::unique_ptr<RunningVm> running(new RunningVm(std::move(*vm)));
-    if (auto started = running->vm->start(); !started)
-      return std::unexpected(started.error());
-    if (auto ready = running->probe.await_running(cpus, kPatience, [&] { return running->alive(); }); !ready)
-      return std::unexpected(ready.error());
-    return running;
-  }
-  ~RunningVm() {
-    vm->request_end({vmm::EndKind::kRequested, ""});
-    vm->wait_for_end();
-  }
-  [[nodiscard]] bool alive() const { return vm->state() != vmm::VmState::kEnded; }
-
-  std::unique_ptr<vmm::Vm> vm;
-  ProbeView probe;
-
-private:
-  explicit RunningVm(std::unique_ptr<vmm::Vm> made) : vm(std::move(made)), probe(vm->memory()) {}
-};
 
 // Floor and stop, block by block in turn; whoever does not run is held, so that it takes no time from the other.
 std::expected<void, Error> measure_in_process(StopFigures& figures, const StopBenchOptions& options) {
@@ -203,7 +164,7 @@ std::expected<StopFigures, Error> bench_stop(uint32_t cpus, const StopBenchOptio
   StopFigures figures;
   figures.cpus = cpus;
   using Part = std::expected<void, Error> (*)(StopFigures&, const StopBenchOptions&);
-  std::vector<Part> parts{measure_in_process, measure_gap, measure_socket};
+  std::vector<Part> parts{measure_in_process, measure_kinds, measure_gap, measure_socket};
   if (options.qemu)
     parts.push_back(measure_qemu);
   for (const Part part : parts)

@@ -12,12 +12,21 @@
 
 namespace stopvisor::tools {
 
+// The kinds of stop, each as its caller sees it.
+struct KindFigures {
+  Percentiles one;                // stop_one_cpu(), to its return
+  std::optional<Percentiles> two; // a partial stop of two vCPUs; none where there is one
+  Percentiles all;                // a full stop, all held
+};
+
 // One line of the table; times in nanoseconds.
 struct StopFigures {
   uint32_t cpus = 0;
   Percentiles floor;                    // bare signal to all vCPUs seen out
   Percentiles held;                     // stop asked for to all held, as the caller sees it
   Percentiles release;                  // letting go, as the caller sees it
+  KindFigures lifted;                   // who is late is lifted, where the process may
+  KindFigures plain;                    // nobody is
   Percentiles pause;                    // round trip over the socket
   Percentiles resume;                   // the same
   Percentiles gap;                      // the guest's largest TSC jump around one empty stop

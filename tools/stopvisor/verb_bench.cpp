@@ -39,11 +39,20 @@ json to_json(const Percentiles& times) {
   return {{"p50_ns", times.p50}, {"p90_ns", times.p90}, {"p99_ns", times.p99}, {"max_ns", times.max}};
 }
 
+json to_json(const KindFigures& kinds) {
+  json line{{"stop_one_cpu", to_json(kinds.one)}, {"full_stop", to_json(kinds.all)}};
+  if (kinds.two)
+    line["stop_of_two"] = to_json(*kinds.two);
+  return line;
+}
+
 json to_json(const StopFigures& figures) {
   json line{{"cpus", figures.cpus},
             {"floor", to_json(figures.floor)},
             {"stop", to_json(figures.held)},
             {"release", to_json(figures.release)},
+            {"with_lift", to_json(figures.lifted)},
+            {"without_lift", to_json(figures.plain)},
             {"socket_pause", to_json(figures.pause)},
             {"socket_resume", to_json(figures.resume)},
             {"guest_gap", to_json(figures.gap)},
@@ -70,6 +79,13 @@ void add_rows(std::vector<std::vector<std::string>>& rows, const StopFigures& fi
   add_row(rows, figures.cpus, "floor: bare signal, all vCPUs out", figures.floor);
   add_row(rows, figures.cpus, "in-process stop, all held", figures.held);
   add_row(rows, figures.cpus, "in-process release", figures.release);
+  for (const bool lift : {true, false}) {
+    const KindFigures& kinds = lift ? figures.lifted : figures.plain;
+    add_row(rows, figures.cpus, lift ? "stop_one_cpu" : "stop_one_cpu, nobody lifted", kinds.one);
+    if (kinds.two)
+      add_row(rows, figures.cpus, lift ? "partial stop of 2" : "partial stop of 2, nobody lifted", *kinds.two);
+    add_row(rows, figures.cpus, lift ? "full stop" : "full stop, nobody lifted", kinds.all);
+  }
   add_row(rows, figures.cpus, "socket round trip: pause", figures.pause);
   add_row(rows, figures.cpus, "socket round trip: resume", figures.resume);
   add_row(rows, figures.cpus, "guest gap, one empty stop", figures.gap);
@@ -89,14 +105,17 @@ public:
            "out of\n"
            "KVM_RUN, seen by a waiting thread), the stop in this process, the round trip over the socket, and the\n"
            "largest jump of the clock in the guest, with and without a stop. In microseconds. Floor and stop are\n"
-           "measured in turn, block by block. With --peer qemu, QEMU's 'stop' and 'cont' with the same guest.\n\n"
+           "measured in turn, block by block, and so are the stops of one vCPU, of two and of all, with and "
+           "without\n"
+           "lifting the priority of threads that are late (a quarter of the rounds each). With --peer qemu, QEMU's "
+           "'stop' and 'cont' with the same guest.\n\n"
            "Examples:\n"
            "  stopvisor bench stop\n"
            "  stopvisor bench stop --cpus 1,4 --rounds 200 --peer qemu";
   }
   void declare(Arguments& arguments) override {
     arguments.positional("WHAT", what_, "What to measure: stop");
-    arguments.option("--cpus", cpus_, "LIST", "Numbers of vCPUs (default 1,2,4,8,32)");
+    arguments.option("--cpus", cpus_, "LIST", "Numbers of vCPUs (default 1,2,4,8,32,64)");
     arguments.option("--rounds", rounds_, "N", "Stops for each figure (default 1000)");
     arguments.option("--peer", peer_, "NAME", "Measure a peer beside: qemu");
   }
@@ -105,7 +124,7 @@ public:
       return std::unexpected(Error{"bench", what_, "no such benchmark; there is 'stop'", Status::kUsage});
     if (peer_ && *peer_ != "qemu")
       return std::unexpected(Error{"bench", *peer_, "no such peer; there is 'qemu'", Status::kUsage});
-    const auto cpus = parse_numbers("--cpus", cpus_.value_or("1,2,4,8,32"), kMostCpus);
+    const auto cpus = parse_numbers("--cpus", cpus_.value_or("1,2,4,8,32,64"), kMostCpus);
     if (!cpus)
       return std::unexpected(cpus.error());
     const auto rounds = parse_numbers("--rounds", rounds_.value_or("1000"), 1'000'000);
