@@ -5,6 +5,8 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <initializer_list>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -62,10 +64,10 @@ private:
 
   // RETURNS whether the stop was made; what it found wrong is in the journal.
   bool judge(const Asked& asked, const Callback& callback, const stopper::StopError* error, int result,
-             std::initializer_list<stopper::StopErrc> allowed = {});
+             std::initializer_list<std::optional<stopper::StopErrc>> allowed = {});
   void judge_outcome(const Asked& asked, const Callback& callback,
                      const std::expected<stopper::StopOutcome, stopper::StopError>& outcome,
-                     std::initializer_list<stopper::StopErrc> allowed);
+                     std::initializer_list<std::optional<stopper::StopErrc>> allowed);
   void fail(const Asked& asked, const std::string& what);
 
   struct SmallWork {
