@@ -16,9 +16,10 @@ class Nuisance final : public vmm::VcpuHooks {
 public:
   explicit Nuisance(uint64_t seed) noexcept : seed_(seed) {}
 
-  void at(vmm::VcpuPoint /*point*/, uint32_t /*cpu*/) noexcept override {
+  // A job that is cut in two often shows a stop that did not wait for the worker.
+  void at(vmm::VcpuPoint point, uint32_t /*cpu*/) noexcept override {
     Random random = draw();
-    if (!random.one_in(150))
+    if (!random.one_in(point == vmm::VcpuPoint::kInJob ? 4 : 150))
       return;
     delays.fetch_add(1, std::memory_order_relaxed); // a statistic
     if (random.one_in(2))
