@@ -37,8 +37,8 @@ std::expected<void, StopError> measure_each(stopper::StopMachine& machine, uint3
   };
   let_run(cpus);
   const auto begin = Clock::now();
-  const auto one = machine.stop_one_cpu(
-      turn % cpus, [](stopper::StopContext&) { return 0; }, {.deadline = begin + kTimeout});
+  const auto one =
+      machine.stop_one_cpu(turn % cpus, [](stopper::StopContext&) { return 0; }, {.deadline = begin + kTimeout});
   series.one.push_back((Clock::now() - begin).count());
   if (!one)
     return std::unexpected(one.error());
@@ -52,9 +52,8 @@ std::expected<void, StopError> measure_each(stopper::StopMachine& machine, uint3
 }
 
 KindFigures figures_of(Series series) {
-  KindFigures figures{.one = percentiles(std::move(series.one)),
-                      .two = std::nullopt,
-                      .all = percentiles(std::move(series.all))};
+  KindFigures figures{
+      .one = percentiles(std::move(series.one)), .two = std::nullopt, .all = percentiles(std::move(series.all))};
   if (!series.two.empty())
     figures.two = percentiles(std::move(series.two));
   return figures;
