@@ -121,8 +121,7 @@ private:
       }
       if (member.leave.load(std::memory_order_acquire) != 0)
         break;
-      if (cpu < machine.possible_cpus())
-        memory[cpu] += 1; // plain: the guest runs
+      memory[cpu] += 1; // plain: the guest runs, or the worker serves a request
       member.entries.fetch_add(1, std::memory_order_release);
       member.entries.notify_all();
       if (cpu >= machine.possible_cpus() || member.entries.load(std::memory_order_relaxed) % 64 == 0)
