@@ -45,9 +45,20 @@ class Usage(CommandCase):
         self.assertIn("did you mean 'shutdown'?", self.refused(2, "shut"))
         self.assertIn("--help", self.refused(2, "qqqqqqqqq"))
 
+    def test_an_unknown_option_is_named_and_suggests_the_nearest(self):
+        self.assertIn("run: --cpu: no such option; did you mean '--cpus'?", self.refused(2, "run", "--cpu", "4"))
+        self.assertIn("run: --qqqqqqq: no such option; see 'stopvisor run --help'", self.refused(2, "run", "--qqqqqqq"))
+        self.assertIn("ls: vm1: an argument too many", self.refused(2, "ls", "vm1", "vm2"))
+        self.assertIn("-l: no such option; one of CMD's goes after --", self.refused(2, "hold", "vm1", "ls", "-l"))
+
+    def test_help_of_a_verb_can_be_asked_for_in_both_ways(self):
+        self.assertEqual(self.good("help", "run"), self.good("run", "--help"))
+        self.assertEqual(self.good("help"), self.good("--help"))
+        self.assertIn("did you mean 'pause'?", self.refused(2, "help", "puase"))
+
     def test_help_is_there_for_every_verb(self):
         general = self.good("--help")
-        for verb in ("run", "ls", "status", "pause", "resume", "hold", "peek", "poke", "regs", "shutdown"):
+        for verb in ("run", "ls", "status", "pause", "resume", "hold", "peek", "poke", "regs", "cpu", "shutdown"):
             self.assertIn(f"\n  {verb} ", general)
             text = self.good(verb, "--help")
             self.assertIn(f"stopvisor {verb}", text)
@@ -106,6 +117,16 @@ class Directory(CommandCase):
         self.env["XDG_RUNTIME_DIR"] = missing = os.path.join(self.runtime, "missing")
         self.assertIn(missing, self.refused(1, "run", "--serial", "none"))
         self.good("ls")
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can become somebody without rights")
+    def test_whoever_may_not_use_the_default_directory_is_told_of_the_other(self):
+        nobody = pwd.getpwnam("nobody")
+        if subprocess.run(["test", "-x", STOPVISOR], user=nobody.pw_uid, check=False).returncode != 0:
+            self.skipTest("the build folder is closed to others")
+        del self.env["XDG_RUNTIME_DIR"]
+        done = self.stopvisor("run", "--serial", "none", user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[])
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("XDG_RUNTIME_DIR is not set", done.stderr)
 
 
 class Configuration(VmCase):

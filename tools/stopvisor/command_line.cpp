@@ -5,6 +5,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "tools/stopvisor/did_you_mean.h"
+
 namespace stopvisor::tools {
 namespace {
 
@@ -50,6 +52,22 @@ std::string one_line(std::string text) {
   return text;
 }
 
+// Why what is left of the arguments was not taken: an unknown option, or a word too many.
+std::string unexpected_words(const CLI::App& app, const std::string& see) {
+  const std::vector<std::string> left = app.remaining();
+  const auto option = std::ranges::find_if(left, [](const std::string& word) { return word.starts_with('-'); });
+  if (option == left.end())
+    return left.empty() ? "an argument too many" + see : left.front() + ": an argument too many" + see;
+  if (app.get_option_no_throw("CMD") != nullptr)
+    return *option + ": no such option; one of CMD's goes after --, with CMD";
+  std::vector<std::string> known;
+  for (const CLI::Option* one : app.get_options())
+    for (const std::string& name : one->get_lnames())
+      known.push_back("--" + name);
+  const std::string meant = did_you_mean(*option, known);
+  return *option + ": no such option" + (meant.empty() ? see : "; did you mean '" + meant + "'?");
+}
+
 } // namespace
 
 std::expected<CommandLine, vmm::Error> parse_command_line(Verb& verb, std::span<char*> arguments) {
@@ -60,16 +78,17 @@ std::expected<CommandLine, vmm::Error> parse_command_line(Verb& verb, std::span<
   app.footer(verb.details());
   CliArguments declarations(app);
   verb.declare(declarations);
+  const std::string see = std::string("; see 'stopvisor ") + verb.name() + " --help'";
   std::vector<std::string> reversed(arguments.rbegin(), arguments.rend()); // as the library takes them
   try {
     app.parse(std::move(reversed));
   } catch (const CLI::CallForHelp&) {
     line.help = true;
     line.help_text = app.help();
+  } catch (const CLI::ExtrasError&) {
+    return std::unexpected(vmm::Error{verb.name(), "", unexpected_words(app, see), vmm::Status::kUsage});
   } catch (const CLI::ParseError& error) {
-    return std::unexpected(vmm::Error{verb.name(), "",
-                                      one_line(error.what()) + "; see 'stopvisor " + verb.name() + " --help'",
-                                      vmm::Status::kUsage});
+    return std::unexpected(vmm::Error{verb.name(), "", one_line(error.what()) + see, vmm::Status::kUsage});
   }
   return line;
 }

@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <array>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "tools/stopvisor/command_line.h"
+#include "tools/stopvisor/did_you_mean.h"
 #include "tools/stopvisor/output.h"
 #include "tools/stopvisor/verb.h"
 
@@ -54,28 +54,12 @@ void print_help() {
   print_text(text);
 }
 
-size_t edit_distance(std::string_view one, std::string_view other) {
-  std::vector<size_t> row(other.size() + 1);
-  for (size_t j = 0; j < row.size(); ++j)
-    row[j] = j;
-  for (size_t i = 1; i <= one.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i);
-    for (size_t j = 1; j <= other.size(); ++j) {
-      const size_t change = diagonal + (one[i - 1] == other[j - 1] ? 0 : 1);
-      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, change}));
-    }
-  }
-  return row.back();
-}
-
 vmm::Error unknown_verb(std::string_view given) {
-  const auto distance =
-      [given](const VerbEntry& entry) -> size_t { // a beginning is as good as a slip of the finger
-    return std::string_view(entry.name).starts_with(given) ? 1 : edit_distance(given, entry.name);
-  };
-  const auto nearest = std::ranges::min_element(kVerbs, {}, distance);
-  const std::string hint =
-      distance(*nearest) <= 2 ? std::string("; did you mean '") + nearest->name + "'?" : "; see 'stopvisor --help'";
+  std::vector<std::string> verbs;
+  for (const VerbEntry& entry : kVerbs)
+    verbs.emplace_back(entry.name);
+  const std::string meant = did_you_mean(given, verbs);
+  const std::string hint = meant.empty() ? "; see 'stopvisor --help'" : "; did you mean '" + meant + "'?";
   return {std::string(given.substr(0, 60)), "", "no such verb" + hint, vmm::Status::kUsage};
 }
 
@@ -97,6 +81,20 @@ int run_verb(const VerbEntry& entry, std::span<char*> arguments, bool json) {
   return status ? finish_output(*status, entry.name) : print_error(status.error(), entry.name, json);
 }
 
+const VerbEntry* find_verb(std::string_view word) {
+  const auto entry = std::ranges::find_if(kVerbs, [word](const VerbEntry& verb) { return word == verb.name; });
+  return entry == kVerbs.end() ? nullptr : &*entry;
+}
+
+int run_help(const char* word, bool json) {
+  const VerbEntry* entry = find_verb(word);
+  if (entry == nullptr)
+    return print_error(unknown_verb(word), "", json);
+  std::string option = "--help";
+  std::array<char*, 1> arguments{option.data()};
+  return run_verb(*entry, arguments, json);
+}
+
 int run_command(std::span<char*> arguments) {
   bool json = false;
   for (; !arguments.empty(); arguments = arguments.subspan(1)) {
@@ -105,6 +103,8 @@ int run_command(std::span<char*> arguments) {
       json = true;
       continue;
     }
+    if (word == "help" && arguments.size() > 1) // "help VERB" is "VERB --help"
+      return run_help(arguments[1], json);
     if (word == "--help" || word == "-h" || word == "help") {
       print_help();
       return finish_output(0, "help");
@@ -113,8 +113,8 @@ int run_command(std::span<char*> arguments) {
       print_text(std::string("stopvisor ") + kVersion + "\n");
       return finish_output(0, "version");
     }
-    const auto entry = std::ranges::find_if(kVerbs, [word](const VerbEntry& verb) { return word == verb.name; });
-    if (entry == kVerbs.end())
+    const VerbEntry* entry = find_verb(word);
+    if (entry == nullptr)
       return print_error(unknown_verb(word), "", json);
     return run_verb(*entry, arguments.subspan(1), json);
   }

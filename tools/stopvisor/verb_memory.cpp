@@ -129,12 +129,12 @@ public:
            "compared first, inside the same stop; where one differs nothing is written and the exit status is 3.\n"
            "Give as many --expect as there are pairs, in their order.\n\n"
            "Examples:\n"
-           "  stopvisor poke vm1 gpa:0x400008 0100000000000000\n"
+           "  stopvisor poke vm1 gpa:0x800000 0100000000000000\n"
            "  stopvisor poke vm1 gpa:0x1000 'cc' gpa:0x2000 '90 90' --expect 55 --expect '48 89'";
   }
   void declare(Arguments& arguments) override {
     arguments.positional("VM", vm_, "Name of the VM");
-    arguments.rest("ADDR_BYTES", pairs_, 2, "Pairs of ADDR (see 'peek') and the BYTES to write there");
+    arguments.rest("ADDR_BYTES", pairs_, 1, "Pairs of ADDR (see 'peek') and the BYTES to write there");
     arguments.options("--expect", expected_, "BYTES", "What must be there before; once for each pair");
     arguments.flag("--no-stop", no_stop_, "Write while the guest runs, to show the difference (gpa: only)");
   }

@@ -99,6 +99,14 @@ std::expected<void, Error> check_directory(const std::string& path, int fd) {
   return {};
 }
 
+// `chosen`: by XDG_RUNTIME_DIR. Without it the directory is root's, and whoever is not root wants to know why.
+Error cannot_use(const std::string& path, int error_number, bool chosen) {
+  Error error = system_error("control socket", path, error_number);
+  if (!chosen)
+    error.reason += "; XDG_RUNTIME_DIR is not set to an absolute path";
+  return error;
+}
+
 // The names that files of the directory belong to.
 std::set<std::string, std::less<>> names_in(int directory) {
   std::set<std::string, std::less<>> names;
@@ -137,17 +145,17 @@ std::expected<void, Error> check_vm_name(std::string_view name) {
 std::expected<SocketDirectory, Error> SocketDirectory::open(bool create) {
   const char* runtime = std::getenv("XDG_RUNTIME_DIR");
   SocketDirectory directory;
-  directory.path =
-      (runtime != nullptr && runtime[0] == '/' ? std::string(runtime) : std::string("/run")) + "/stopvisor";
+  const bool chosen = runtime != nullptr && runtime[0] == '/';
+  directory.path = (chosen ? std::string(runtime) : std::string("/run")) + "/stopvisor";
   if (create && ::mkdir(directory.path.c_str(), S_IRWXU) != 0 && errno != EEXIST)
-    return std::unexpected(system_error("control socket", directory.path, errno));
+    return std::unexpected(cannot_use(directory.path, errno, chosen));
   directory.fd.reset(::open(directory.path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!directory.fd) {
     if (errno == ENOENT && !create)
       return directory;
     if (errno == ELOOP || errno == ENOTDIR)
       return std::unexpected(refuse(directory.path, "must be a directory, and no symbolic link"));
-    return std::unexpected(system_error("control socket", directory.path, errno));
+    return std::unexpected(cannot_use(directory.path, errno, chosen));
   }
   if (auto fine = check_directory(directory.path, directory.fd.get()); !fine)
     return std::unexpected(fine.error());
