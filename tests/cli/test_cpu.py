@@ -55,6 +55,8 @@ class Cpu(VmCase):
         self.assertIn("vCPU 0", self.refused(3, "cpu", "vm1", "--offline", 0))
         self.assertIn("no vCPU 2: it has 0 to 1", self.refused(2, "cpu", "vm1", "--offline", 2))
         self.assertIn("vCPU 1 is online", self.refused(3, "cpu", "vm1", "--online", 1))
+        self.assertIn("2 of at most 3 vCPUs", self.refused(3, "cpu", "vm1", "--add", "2"))
+        self.assertEqual(self.states(), ["online"] * 2)
         self.good("cpu", "vm1", "--add")
         self.assertIn("has all the 3 vCPUs", self.refused(3, "cpu", "vm1", "--add"))
         for words in (("--add", "0"), ("--add", "x"), ("--offline", "x"), ("--online", "-1"), ("--force",),

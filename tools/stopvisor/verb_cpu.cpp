@@ -108,6 +108,22 @@ private:
     return 0;
   }
 
+  // So that what can be known to be too many changes nothing. CONTEXT: throws as change_text() does.
+  std::expected<void, Error> check_room(Client& client, uint32_t count) const {
+    const auto answer = client.request("GET", "/v1/cpus");
+    if (!answer)
+      return std::unexpected(answer.error());
+    const Json document = Json::parse(*answer);
+    const uint32_t max = document.at("max_cpus").get<uint32_t>();
+    const size_t present = document.at("cpus").size();
+    if (count <= max - present)
+      return {};
+    return std::unexpected(Error{"cpu", vm_,
+                                 "it has " + std::to_string(present) + " of at most " + std::to_string(max) +
+                                     " vCPUs (run --max-cpus): no room for " + std::to_string(count) + " more",
+                                 Status::kRefused});
+  }
+
   // Each is an addition by itself: where one fails, those before it stay, and are printed.
   std::expected<int, Error> add(Client& client, bool json) const {
     uint32_t count = 1;
@@ -117,6 +133,9 @@ private:
         return std::unexpected(wanted.error());
       count = *wanted;
     }
+    if (count > 1)
+      if (auto fine = check_room(client, count); !fine)
+        return std::unexpected(fine.error());
     Json added = Json::array();
     for (; count > 0; --count) {
       const auto answer = client.request("POST", "/v1/cpus", Json{{"timeout_ms", timeout_ms_}}.dump());
