@@ -123,6 +123,7 @@ class Life(VmCase):
         self.assertEqual(self.left_behind(), ["vm1.log"])
         with open(os.path.join(self.directory, "vm1.log"), encoding="utf-8") as log:
             self.assertIn("vCPU 0", log.read())
+        self.assertIn(os.path.join(self.directory, "vm1.log"), self.refused(1, "status", "vm1"))
 
     def test_without_the_right_to_lift_threads_the_log_says_so_once_and_stops_work(self):
         whole = vm_case.STOPVISOR

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -120,7 +121,10 @@ std::expected<Client, Error> Client::connect(std::string_view operation, std::st
         vmm::system_error(operation, name, error, error == EAGAIN ? Status::kBusy : Status::kFailed));
   if (is_running(name)) // the name is claimed, but nobody listens (yet, or any more)
     return std::unexpected(client.failure("is starting or ending, try again", Status::kBusy));
-  return std::unexpected(client.failure("no such VM; " + running_hint()));
+  const std::string log = directory->log_path(name);
+  const bool has_log = ::access(log.c_str(), F_OK) == 0;
+  return std::unexpected(
+      client.failure("no such VM; " + running_hint() + (has_log ? "; the last one's log: " + log : "")));
 }
 
 void Client::set_patience(std::chrono::milliseconds patience) {

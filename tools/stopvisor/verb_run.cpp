@@ -68,9 +68,11 @@ public:
   const char* summary() const noexcept override { return "Start a VM"; }
   const char* details() const noexcept override {
     return "Without --kernel the built-in probe guest is started; --cmdline chooses its scenarios. In the\n"
-           "foreground the VM's serial port is the terminal (Ctrl-A x ends the VM), and the exit status is 0 when\n"
-           "the guest switched itself off or 'shutdown --now' ended it, 1 when it crashed, 128+N when signal N\n"
-           "(SIGINT, SIGTERM, SIGHUP, SIGQUIT) ended it. With --detach the command returns when the VM's control\n"
+           "foreground the VM's serial port is the terminal (the guest gets Ctrl-C too; Ctrl-A x ends the VM). "
+           "The\n"
+           "exit status is 0 when the guest switched itself off or 'shutdown --now' ended it, 1 when it crashed,\n"
+           "128+N when signal N (SIGINT, SIGTERM, SIGHUP, SIGQUIT) ended it. With --detach the command returns "
+           "when the VM's control\n"
            "socket answers; its messages go to NAME.log beside the socket, which stays when the VM fails.\n\n"
            "Examples:\n"
            "  stopvisor run --cpus 4\n"
@@ -173,7 +175,11 @@ private:
 
   static std::expected<int, Error> run_here(vmm::VmConfig config, bool json) {
     set_up_log();
-    const auto ended = run_vm(std::move(config), [](const vmm::ControlPlace&) {});
+    const bool has_terminal = config.serial == vmm::SerialTarget::kTerminal && ::isatty(STDIN_FILENO) == 1;
+    const auto ended = run_vm(std::move(config), [has_terminal](const vmm::ControlPlace& place) {
+      if (has_terminal)
+        spdlog::info("{}: the guest has the terminal, Ctrl-C included; Ctrl-A x ends the VM", place.name());
+    });
     if (!ended)
       return std::unexpected(ended.error());
     const auto status = status_of(*ended);

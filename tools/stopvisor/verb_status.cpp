@@ -113,7 +113,7 @@ std::string holders_text(const Json& status) {
 
 std::string last_stop_text(const Json& stop) {
   if (stop.is_null())
-    return "none";
+    return "none is over yet";
   std::string text = fmt::format("#{} {}, {} participants", stop.at("sequence").dump(),
                                  stop.at("end").get<std::string>(), stop.at("participants").dump());
   if (!stop.at("all_held_ns").is_null())
