@@ -78,7 +78,7 @@ class Memory(VmCase):
         one = json.loads(self.good("regs", "vm1", "--cpu", "1", "--json"))["cpus"]
         self.assertEqual([cpu["cpu"] for cpu in one], [1])
         self.assertIn("vCPU 1", self.good("regs", "vm1", "--cpu", "1"))
-        self.refused(2, "regs", "vm1", "--cpu", "2")
+        self.assertIn("no vCPU 2: it has 0 to 1", self.refused(2, "regs", "vm1", "--cpu", "2"))
 
     def test_the_ledger_is_never_torn_by_pokes(self):
         def words(value):

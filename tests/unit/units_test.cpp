@@ -87,9 +87,8 @@ TEST(Address, IsReadAsItIsWritten) {
 }
 
 TEST(Address, RefusalNamesWhatIsWrong) {
-  EXPECT_EQ(address_refusal("0x1000"), "not an address: expected gpa:0x..., gva:0x...[@vCPU] or sym:name[+0xoff]");
-  EXPECT_EQ(address_refusal("foo:1"),
-            "unknown kind of address 'foo': expected gpa:0x..., gva:0x...[@vCPU] or sym:name[+0xoff]");
+  EXPECT_EQ(address_refusal("0x1000"), "not an address: expected gpa:0x... or gva:0x...[@CPU]");
+  EXPECT_EQ(address_refusal("foo:1"), "unknown kind of address 'foo': expected gpa:0x... or gva:0x...[@CPU]");
   EXPECT_EQ(address_refusal("gpa:1000"), "'1000' is not a hexadecimal number of 1 to 16 digits after 0x");
   EXPECT_EQ(address_refusal("gpa:0x10@1"), "a guest physical address takes no @vCPU");
   EXPECT_EQ(address_refusal("gva:0x10@"), "'' is not a vCPU number");

@@ -49,8 +49,9 @@ std::expected<Write, Error> read_write(Fields& fields) {
   write.bytes = std::move(*bytes);
   if (write.expect && write.expect->size() != write.bytes.size())
     return std::unexpected(Error{"poke", to_string(write.address),
-                                 std::to_string(write.bytes.size()) + " bytes to write, but " +
-                                     std::to_string(write.expect->size()) + " expected ones",
+                                 "bytes to write: " + std::to_string(write.bytes.size()) +
+                                     ", bytes to expect there: " + std::to_string(write.expect->size()) +
+                                     "; must be as many",
                                  Status::kUsage});
   if (write.expect)
     write.found.resize(write.bytes.size());

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The registers of one vCPU or of all, taken in one stop.
+#include <limits>
+#include <string>
+#include <vector>
+
 #include <nlohmann/json.hpp>
 
 #include "vmm/control/endpoints.h"
@@ -49,12 +53,17 @@ Json registers_document(uint32_t cpu, const Registers& registers) {
 
 ApiReply serve_registers(ApiContext& context, const ApiRequest& request) {
   Fields fields = Fields::of_query("regs", request);
-  const auto cpu = fields.number("cpu", 0, context.vm.cpu_count() - 1);
+  const auto cpu = fields.number("cpu", 0, std::numeric_limits<uint32_t>::max());
   const auto deadline = fields.deadline();
   if (auto fine = fields.finish(); !fine)
     return error_reply(fine.error());
+  const uint32_t present = context.vm.cpu_count(); // once: vCPUs are added meanwhile, never removed
+  if (cpu && *cpu >= present)
+    return error_reply({"regs", "",
+                        "no vCPU " + std::to_string(*cpu) + ": it has 0 to " + std::to_string(present - 1),
+                        Status::kUsage});
   const auto first = uint32_t(cpu.value_or(0));
-  std::vector<Registers> registers(cpu ? 1 : context.vm.cpu_count());
+  std::vector<Registers> registers(cpu ? 1 : present);
   const auto read = under_stop(context.vm, "regs", deadline, [&]() -> std::expected<void, Error> {
     for (uint32_t i = 0; i < registers.size(); ++i) {
       auto one = context.vm.registers(first + i);
