@@ -56,6 +56,7 @@ void print_help() {
 
 vmm::Error unknown_verb(std::string_view given) {
   std::vector<std::string> verbs;
+  verbs.reserve(kVerbs.size());
   for (const VerbEntry& entry : kVerbs)
     verbs.emplace_back(entry.name);
   const std::string meant = did_you_mean(given, verbs);
