@@ -57,10 +57,14 @@ public:
     BasicWork<P> work;
     // the coordinator, any time:
     int64_t kicked_ns = 0;
-    bool lifted = false;  // it was late, and Kick::lift() did lift it
-    bool raised = false;  // Kick::restore() is owed
+    bool lifted = false; // it was late, and Kick::lift() did lift it
+    bool raised = false; // Kick::restore() is owed
+    bool at_rest =
+        false; // a worker that was found at rest: the coordinator has acknowledged DisableIrq in its place
     bool excused = false; // found offline when the work was to be queued: not part of the stop
-    // the participant, until it acknowledges Exit:
+    // a worker: whoever is first, itself or the coordinator, acknowledges DisableIrq
+    typename P::template Atomic<uint32_t> came{0};
+    // the participant (a worker: who was first, up to held_ns), until it acknowledges Exit:
     int64_t out_ns = 0;
     uint32_t activity = 0;
     int64_t held_ns = 0;
@@ -157,6 +161,15 @@ public:
     slot.excused = true;
     worker_out();
     acks(State::kExit).fetch_sub(1, std::memory_order_relaxed); // never the last: + 1 for the gates (M2)
+    ack(State::kDisableIrq);
+  }
+  // A device worker was found at rest with its work queued: it is held where it is. If it rises it finds the work,
+  // and waits at the gate. CONTEXT: the coordinator in DisableIrq. The stop may move on under this call.
+  void catch_worker(Slot& slot) noexcept {
+    if (slot.came.exchange(1, std::memory_order_relaxed) != 0) // see hold_worker()
+      return;
+    slot.at_rest = true; // published by the acknowledgement, to whoever opens the gates (M2)
+    slot.held_ns = now_ns();
     ack(State::kDisableIrq);
   }
   // The participant of `slot` will never come (its work was taken back): acknowledge Exit for it.
@@ -293,9 +306,19 @@ private:
       open_vcpu_gates();
       return;
     }
+    let_lie();
     if (!plan_.workers.empty())
       open(worker_gate_, kOpen);
     worker_out(); // ours; the last worker to leave opens the vCPUs' gates
+  }
+  // Workers that were caught at rest and have not risen go on resting: their works are taken back. One that has
+  // risen is at its gate, or about to be.
+  void let_lie() noexcept {
+    for (Slot* slot : plan_.workers)
+      if (slot->at_rest && slot->stopper->cancel(slot->work)) {
+        slot->released_ns = now_ns();
+        disown(*slot);
+      }
   }
   void worker_out() noexcept {
     if (workers_in_.fetch_sub(1, std::memory_order_acq_rel) == 1) // the last one has seen all leave (M4)
@@ -341,10 +364,13 @@ private:
   }
 
   void hold_worker(Slot& slot) noexcept {
-    slot.out_ns = slot.stopper->outing.out_ns;
-    slot.activity = slot.stopper->outing.activity;
-    slot.held_ns = now_ns();
-    ack(State::kDisableIrq);
+    // relaxed: the loser does nothing that the winner has to see; the acknowledgement publishes (M2).
+    if (slot.came.exchange(1, std::memory_order_relaxed) == 0) {
+      slot.out_ns = slot.stopper->outing.out_ns;
+      slot.activity = slot.stopper->outing.activity;
+      slot.held_ns = now_ns();
+      ack(State::kDisableIrq);
+    }
     pass(worker_gate_);
     slot.released_ns = now_ns();
     worker_out();

@@ -13,9 +13,9 @@ namespace stopvisor::stopper {
 
 struct ParticipantReport {
   CpuId cpu = 0;
-  bool worker = false;   // a device worker rather than a vCPU
-  uint32_t activity = 0; // what it was doing when it came out, as given to note_out() (KVM's exit reason)
-  int64_t kicked_ns = 0;
+  bool worker = false;     // a device worker rather than a vCPU
+  uint32_t activity = 0;   // what it was doing when it came out, as given to note_out() (KVM's exit reason)
+  int64_t kicked_ns = 0;   // none for a worker that was at rest
   int64_t out_ns = 0;      // out of KVM_RUN
   int64_t held_ns = 0;     // acknowledged Prepare (a worker: DisableIrq)
   int64_t ran_ns = 0;      // its callback returned, where it ran one

@@ -115,6 +115,12 @@ public:
   // cpu_stopper_thread(): executes what is queued. Blocks while the participant is held.
   void run_works(CpuId cpu) noexcept { stoppers_[cpu].run_works(cpu); }
 
+  // A device worker has nothing to do: until rise() it touches nothing, and stops pass it by without waking it.
+  // CONTEXT: the participant's own thread. RETURNS: false where works are queued: run_works() first.
+  [[nodiscard]] bool rest(CpuId cpu) noexcept { return stoppers_[cpu].rest(); }
+  // Before it does anything again. A stop may have begun meanwhile: should_run() tells, after this.
+  void rise(CpuId cpu) noexcept { stoppers_[cpu].rise(); }
+
   // stop_machine_park(): takes the participant out. What was queued before is executed first, so that no stop
   // waits for it in vain. Needs no lock: a stop that finds it disabled does without it.
   // CONTEXT: the participant's own thread; it must not enter the guest again before unpark(). Blocks like

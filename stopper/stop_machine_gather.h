@@ -27,11 +27,18 @@ void BasicStopMachine<P>::queue_all(MultiStop& stop) noexcept {
 template <class P>
 void BasicStopMachine<P>::queue_workers(MultiStop& stop) noexcept {
   for (Slot* slot : stop.plan().workers) {
-    slot->kicked_ns = now_ns();
-    if (slot->stopper->queue(slot->work))
-      kick_.kick(slot->cpu);
-    else
+    switch (slot->stopper->queue_or_catch(slot->work)) {
+    case BasicStopper<P>::Found::kDisabled:
       stop.excuse_worker(*slot);
+      break;
+    case BasicStopper<P>::Found::kAtRest:
+      stop.catch_worker(*slot);
+      break;
+    case BasicStopper<P>::Found::kBusy:
+      slot->kicked_ns = now_ns();
+      kick_.kick(slot->cpu);
+      break;
+    }
   }
 }
 
@@ -49,7 +56,7 @@ template <class P>
 bool BasicStopMachine<P>::lift_missing(std::span<Slot* const> slots) noexcept {
   bool refused = false;
   for (Slot* slot : slots)
-    if (!slot->lifted && BasicStopper<P>::in_use(slot->work)) {
+    if (!slot->lifted && !slot->at_rest && BasicStopper<P>::in_use(slot->work)) {
       late_.store(kLateMemory, std::memory_order_relaxed); // a guess
       const Kick::Lift lift = kick_.lift(slot->cpu);
       slot->lifted = slot->raised = lift == Kick::Lift::kLifted;
@@ -63,7 +70,7 @@ template <class P>
 uint32_t BasicStopMachine<P>::kick_missing(std::span<Slot* const> slots) noexcept {
   uint32_t kicks = 0;
   for (const Slot* slot : slots)
-    if (BasicStopper<P>::in_use(slot->work)) {
+    if (!slot->at_rest && BasicStopper<P>::in_use(slot->work)) {
       ++kicks;
       kick_.kick(slot->cpu);
     }

@@ -170,6 +170,8 @@ void BasicStopMachine<P>::prepare_slot(Slot& slot, MultiStop& stop, CpuId cpu, b
   slot.cpu = cpu;
   slot.worker = cpu >= possible_cpus_;
   slot.active = active;
+  slot.at_rest = false;
+  slot.came.store(0, std::memory_order_relaxed); // published with the work, by the stopper's lock
   slot.excused = false;
   slot.lifted = slot.raised = false;
   slot.activity = 0;

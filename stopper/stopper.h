@@ -41,6 +41,31 @@ public:
     return true;
   }
 
+  // queue() that also tells whether the participant is at rest, and so need not be kicked: it cannot come to its
+  // own work before it has been through this one. Not where other works are queued before it: they may begin at any
+  // time.
+  enum class Found : uint8_t { kDisabled, kBusy, kAtRest };
+  [[nodiscard]] Found queue_or_catch(Work& work) noexcept EXCLUDES(lock_) {
+    const BasicLockGuard<P> guard(lock_);
+    const bool at_rest = at_rest_ && first_ == nullptr;
+    if (!queue_locked(work))
+      return Found::kDisabled;
+    return at_rest ? Found::kAtRest : Found::kBusy;
+  }
+
+  // The participant touches nothing from here on until rise(). RETURNS: false where works are queued.
+  // CONTEXT: its own thread, both.
+  [[nodiscard]] bool rest() noexcept EXCLUDES(lock_) {
+    const BasicLockGuard<P> guard(lock_);
+    at_rest_ = first_ == nullptr;
+    return at_rest_;
+  }
+  // From here on it is busy. What caught it before is queued, and seen by should_run().
+  void rise() noexcept EXCLUDES(lock_) {
+    const BasicLockGuard<P> guard(lock_);
+    at_rest_ = false;
+  }
+
   // cpu_stop_should_run(): whether anything is queued. CONTEXT: the participant's thread.
   [[nodiscard]] bool should_run() const noexcept { return pending_.load(std::memory_order_acquire) != 0; } // S1
 
@@ -125,7 +150,8 @@ private:
     if (last_ == &work)
       last_ = before;
     if (first_ == nullptr)
-      pending_.store(0, std::memory_order_relaxed); // under the lock, and read again before KVM_RUN (S1)
+      // release: also another thread may empty the queue, of a participant that rises (S1).
+      pending_.store(0, std::memory_order_release);
     work.next_ = nullptr;
     work.queued_.store(0, std::memory_order_release); // S2: the owner may write the work from here on
   }
@@ -133,6 +159,7 @@ private:
   BasicLock<P> lock_;
   typename P::template Atomic<uint32_t> enabled_{0}; // written under the lock
   bool retired_ GUARDED_BY(lock_) = false;
+  bool at_rest_ GUARDED_BY(lock_) = false;
   Work* first_ GUARDED_BY(lock_) = nullptr;
   Work* last_ GUARDED_BY(lock_) = nullptr;
   typename P::template Atomic<uint32_t> pending_{0}; // written under the lock

@@ -11,6 +11,10 @@
 // after R: then calls_ is not what R read any more, and S does not fall asleep, or is woken. Were R after L, a Q
 // and a W between them would be slept through.
 //
+// While it sleeps it is at rest, and stops pass it by: waking it to tell it that it need not do anything would cost
+// each of them more than all vCPUs of a small machine. It rises before it looks for a job again, so that a stop
+// that has caught it at rest is seen in L, and one that comes later waits for it.
+//
 // Works come before jobs in L, and there is one job in a turn: so a stop waits for one job at most, however many
 // the guest has asked for.
 #include "vmm/device_worker.h"
@@ -85,8 +89,11 @@ void DeviceWorker::loop() noexcept {
       jobs_done_.fetch_add(1, std::memory_order_relaxed); // a counter by itself
       continue;
     }
+    if (!around_.machine.rest(participant_))
+      continue;
     around_.hooks.at(VcpuPoint::kBeforeSleep, participant_);
     stopper::FutexPlatform::wait(calls_, seen, stopper::kForever); // S
+    around_.machine.rise(participant_);
   }
 }
 

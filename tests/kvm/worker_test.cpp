@@ -246,6 +246,53 @@ TEST_F(Worker, HearsABellThatRingsAsItGoesToSleep) {
   EXPECT_TRUE(await(*vm, [&] { return word(*vm, kBoxes - 1, probe::kMailboxWords - 1) == 9; }));
 }
 
+TEST_F(Worker, AtRestIsPassedByWithoutBeingWoken) {
+  const RawKernel kernel(Code().spin());
+  LetGoWhenKicked hooks; // counts kicks
+  const auto vm = make(config_of(kernel));
+  ASSERT_NE(vm, nullptr);
+  vm->use_hooks(&hooks);
+  hooks.snare.arm(VcpuPoint::kBeforeSleep, vm->stop_machine().first_worker());
+  ASSERT_TRUE(vm->start().has_value());
+  hooks.snare.caught.acquire(); // it is at rest
+  ASSERT_TRUE(vm->stops().run([](stopper::StopContext&) { return 0; }).has_value());
+  EXPECT_EQ(hooks.kicks.load(std::memory_order_relaxed), 0);
+  hooks.snare.let_go.release();
+  const auto report = vm->stop_machine().last_report();
+  ASSERT_EQ(report.participants.size(), 3U);
+  const stopper::ParticipantReport& worker = report.participants.back();
+  EXPECT_TRUE(worker.worker);
+  EXPECT_EQ(worker.kicked_ns, 0);
+  EXPECT_GE(worker.held_ns, report.participants.front().held_ns);
+  EXPECT_GE(worker.released_ns, report.exit_ns);
+}
+
+// A job comes as the vCPU is on its way out: the worker rises under the stop, and waits.
+TEST_F(Worker, ThatRisesUnderAStopWaitsForItsEnd) {
+  const RawKernel kernel(guest_that_rings_and_resets());
+  Snare snare;
+  const auto vm = make(config_of(kernel));
+  ASSERT_NE(vm, nullptr);
+  vm->use_hooks(&snare);
+  snare.arm(VcpuPoint::kBeforeSleep, vm->stop_machine().first_worker());
+  ASSERT_TRUE(vm->start().has_value());
+  snare.caught.acquire();
+  poke<uint64_t>(*vm, kNumber, 9);
+  ASSERT_TRUE(await(*vm, [&] { return peek<uint32_t>(*vm, kUp) == 2; })); // it has rung
+  const auto stop = vm->stops().run([&](stopper::StopContext&) {
+    snare.let_go.release();
+    for (int look = 0; look < 20'000; ++look) {
+      if (word(*vm, 0, 0) != 0)
+        return 1;
+      std::this_thread::yield(); // it has the processor for itself
+    }
+    return 0;
+  });
+  ASSERT_TRUE(stop.has_value());
+  EXPECT_EQ(stop->result, 0);
+  EXPECT_TRUE(await(*vm, [&] { return word(*vm, kBoxes - 1, probe::kMailboxWords - 1) == 9; }));
+}
+
 // The probe guest rings again as soon as it has seen its mail, and checks it.
 TEST_F(Worker, WritesTheProbesMailBetweenStopsOnly) {
   constexpr uint32_t kCpus = 4;

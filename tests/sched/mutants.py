@@ -126,6 +126,20 @@ MUTANTS = [
     Mutant("a straggler's exit is not acknowledged for it", "stopper/stop_machine_gather.h",
            "        stop.disown(*slot);\n", ""),
 
+    # ---- workers at rest
+    Mutant("a worker at rest is let be, and may rise", "stopper/stop_machine_gather.h",
+           "      stop.catch_worker(*slot);",
+           "      std::ignore = slot->stopper->cancel(slot->work);\n      stop.excuse_worker(*slot);"),
+    Mutant("a worker goes to work without rising", "stopper/stopper.h",
+           "    at_rest_ = false;\n", ""),
+    Mutant("a worker that rises is held and acknowledged twice", "stopper/multi_stop.h",
+           "    if (slot.came.exchange(1, std::memory_order_relaxed) == 0) {\n      slot.out_ns", "    {\n      slot.out_ns"),
+    Mutant("the work of a worker at rest is left in its queue", "stopper/multi_stop.h",
+           "      if (slot->at_rest && slot->stopper->cancel(slot->work)) {", "      if (slot->at_rest) {"),
+    Mutant("a worker at rest runs a work beside the stop that caught it", "stopper/stopper.h",
+           "const bool at_rest = at_rest_ && first_ == nullptr;", "const bool at_rest = at_rest_;",
+           search="exhaustive --bound 2 --scenario worker-nowait", finds="while participant"),
+
     # ---- queues, locks, hotplug
     Mutant("kicked before the work is queued", "stopper/stop_machine_narrow.h",
            "  if (!slot.stopper->queue(slot.work))\n"

@@ -281,7 +281,8 @@ void stop_one_nowait(World& world, CpuId cpu, Work& work) {
     Engine::get().note("callback of stop_one_cpu_nowait on %u", on);
     if (!self.on_thread_of(on))
       Engine::get().fail("the callback of stop_one_cpu_nowait runs on a thread that is not vCPU %u's", on);
-    use_for_a_while(self, {1u << on, false, self.new_owner()}, "stop_one_cpu_nowait");
+    const uint32_t cpus = (1u << on) & self.all_cpus(); // none: it is a worker
+    use_for_a_while(self, {cpus, cpus == 0, self.new_owner()}, "stop_one_cpu_nowait");
     return {0, false};
   };
   ++world.nowait_queued;

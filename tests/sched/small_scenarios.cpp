@@ -135,6 +135,11 @@ constexpr NamedScenario kScenarios[] = {
        return scenario;
      }},
     {"worker-hold", [] { return pair(plain_hold, one, {.cpus = 2, .workers = 1}); }},
+    {"worker-nowait", // a work and a stop find the worker at rest
+     [] {
+       return pair([](World& world) { stop_one_nowait(world, 1, world.works[0]); }, plain_hold,
+                   {.cpus = 1, .workers = 1});
+     }},
     {"worker-abort",
      [] { return pair([](World& world) { hold(world, within(5)); }, [](World&) {}, {.cpus = 1, .workers = 1}); }},
     {"abort-again", // the next stop meets whoever came late to the one that was given up

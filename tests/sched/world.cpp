@@ -131,9 +131,15 @@ void World::run_worker(CpuId cpu) {
       serve_request(cpu);
       continue;
     }
-    self.resting = true;
-    engine.block(&self, kForever, "waiting for requests", Place::current());
-    self.resting = false;
+    if (!machine.rest(cpu))
+      continue;
+    engine.step(self.signal, Access::kRead, "anything meanwhile?");
+    if (!self.signal_pending && !self.request && !self.leave) {
+      self.resting = true;
+      engine.block(&self, kForever, "waiting for requests", Place::current());
+      self.resting = false;
+    }
+    machine.rise(cpu);
   }
   machine.park(cpu);
   machine.unbind_thread();

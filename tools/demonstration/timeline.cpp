@@ -12,6 +12,11 @@ double microseconds(int64_t nanoseconds) {
   return static_cast<double>(nanoseconds) / 1000.0;
 }
 
+// A worker that was at rest was not kicked, nor did it come out of anything.
+int64_t began(const stopper::ParticipantReport& participant) {
+  return participant.kicked_ns != 0 ? participant.kicked_ns : participant.held_ns;
+}
+
 std::string name_of(const vmm::Vm& vm, const stopper::ParticipantReport& participant) {
   for (const vmm::WorkerStatus& worker : vm.worker_status())
     if (participant.worker && worker.participant == participant.cpu)
@@ -27,7 +32,7 @@ std::string draw_timeline(const vmm::Vm& vm, const stopper::StopReport& report, 
   int64_t begin = INT64_MAX;
   int64_t end = 0;
   for (const stopper::ParticipantReport& participant : report.participants) {
-    begin = std::min(begin, participant.kicked_ns);
+    begin = std::min(begin, began(participant));
     end = std::max(end, participant.released_ns);
   }
   const int64_t length = std::max<int64_t>(end - begin, 1);
@@ -36,7 +41,7 @@ std::string draw_timeline(const vmm::Vm& vm, const stopper::StopReport& report, 
     std::string bar;
     for (unsigned column = 0; column < columns; ++column) {
       const int64_t at = begin + length * column / columns;
-      if (at < participant.kicked_ns || at >= participant.released_ns)
+      if (at < began(participant) || at >= participant.released_ns)
         bar += ' ';
       else if (at < participant.out_ns)
         bar += '.';
@@ -45,7 +50,8 @@ std::string draw_timeline(const vmm::Vm& vm, const stopper::StopReport& report, 
     }
     char line[256];
     std::snprintf(line, sizeof line, "  %-10s |%s| out %6.1f  held %6.1f  released %6.1f\n",
-                  name_of(vm, participant).c_str(), bar.c_str(), microseconds(participant.out_ns - begin),
+                  name_of(vm, participant).c_str(), bar.c_str(),
+                  microseconds(participant.out_ns != 0 ? participant.out_ns - begin : 0),
                   microseconds(participant.held_ns - begin), microseconds(participant.released_ns - begin));
     text += line;
   }
