@@ -91,7 +91,8 @@ std::expected<void, Error> KvmSystem::check(const std::string& path) {
     most = 4;
   if (const int ids = capability(KVM_CAP_MAX_VCPU_ID); ids != 0)
     most = std::min(most, ids);
-  max_cpus_ = std::min(static_cast<uint32_t>(most), stopper::kMaxCpus);
+  constexpr uint32_t kWorkers = 1; // participants of a stop that are no vCPUs: the doorbell's worker
+  max_cpus_ = std::min(static_cast<uint32_t>(most), stopper::kMaxCpus - kWorkers);
   return {};
 }
 

@@ -17,9 +17,10 @@ namespace stopvisor::stopper::testing {
 
 class Crew : public Kick {
 public:
-  explicit Crew(CpuId cpus, CpuId workers = 0)
-      : machine(cpus, *this, workers), members_(std::make_unique<Member[]>(cpus + workers)),
-        count_(cpus + workers) {
+  // Workers that have nothing to do say so where `workers_rest`, and are then passed by.
+  explicit Crew(CpuId cpus, CpuId workers = 0, bool workers_rest = false)
+      : machine(cpus, *this, workers), members_(std::make_unique<Member[]>(cpus + workers)), count_(cpus + workers),
+        workers_rest_(workers_rest) {
     for (CpuId cpu = 0; cpu < count_; ++cpu)
       start(cpu);
   }
@@ -49,6 +50,9 @@ public:
   [[nodiscard]] int lifted(CpuId cpu) const { return members_[cpu].lifted.load(std::memory_order_acquire); }
   void await_lift(CpuId cpu) const { members_[cpu].lifted.wait(0, std::memory_order_acquire); }
   std::atomic<bool> may_lift{true};
+
+  // Gives a worker a request.
+  void ring(CpuId cpu) { kick_for_sure(cpu); }
 
   // Brings `cpu` online with a thread of its own.
   void start(CpuId cpu) {
@@ -124,7 +128,12 @@ private:
       memory[cpu] += 1; // plain: the guest runs, or the worker serves a request
       member.entries.fetch_add(1, std::memory_order_release);
       member.entries.notify_all();
-      if (cpu >= machine.possible_cpus() || member.entries.load(std::memory_order_relaxed) % 64 == 0)
+      if (cpu >= machine.possible_cpus() && workers_rest_) {
+        if (machine.rest(cpu)) {
+          member.kicks.wait(seen, std::memory_order_acquire);
+          machine.rise(cpu);
+        }
+      } else if (cpu >= machine.possible_cpus() || member.entries.load(std::memory_order_relaxed) % 64 == 0)
         member.kicks.wait(seen, std::memory_order_acquire); // HLT, or a worker with nothing to do
     }
     machine.park(cpu);
@@ -133,6 +142,7 @@ private:
 
   std::unique_ptr<Member[]> members_;
   CpuId count_;
+  const bool workers_rest_;
 };
 
 } // namespace stopvisor::stopper::testing

@@ -194,6 +194,39 @@ TEST(StopMachine, HoldsWorkersAfterVcpusAndReleasesThemFirst) {
   }
 }
 
+// Plain reads and writes of what the workers write when they are rung for: ThreadSanitizer watches.
+TEST(StopMachine, PassesByWorkersAtRestAndHoldsThoseThatRise) {
+  Crew crew(1, 2, true);
+  std::atomic<bool> enough{false};
+  std::thread ringer([&] {
+    while (!enough.load(std::memory_order_acquire)) { // pairs with the store below
+      crew.ring(1);
+      crew.ring(2);
+      std::this_thread::yield();
+    }
+  });
+  for (int round = 0; round < 300; ++round) {
+    auto stop = crew.machine.hold();
+    ASSERT_TRUE(stop.has_value());
+    const std::vector<uint64_t> before = crew.memory;
+    for (uint64_t& word : crew.memory)
+      word += 1;
+    for (size_t i = 0; i < before.size(); ++i)
+      ASSERT_EQ(crew.memory[i], before[i] + 1);
+  }
+  enough.store(true, std::memory_order_release);
+  ringer.join();
+  bool passed_by = false;
+  while (!passed_by) { // as soon as both have come to rest
+    crew.machine.hold()->release();
+    const StopReport report = crew.machine.last_report();
+    ASSERT_EQ(report.participants.size(), 3U);
+    passed_by = report.participants[1].kicked_ns == 0 && report.participants[2].kicked_ns == 0;
+    EXPECT_GT(report.participants[1].held_ns, 0);
+    EXPECT_GE(report.participants[1].released_ns, report.exit_ns);
+  }
+}
+
 TEST(StopMachine, AbortsWhenAWorkerDoesNotComeToRest) {
   Crew crew(2, 2);
   crew.block(3);
