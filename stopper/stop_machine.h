@@ -147,7 +147,8 @@ public:
   // All of them: CONTEXT: may block; any thread but a participant's or one that holds a stop (kWouldDeadlock).
   // RETURNS also kDeadline with the stragglers' names, kEnded after close(), kCallbackThrew.
 
-  // Runs fn on one vCPU's thread. RETURNS: fn's result; kNoSuchCpu where it is not possible or offline.
+  // Runs fn on one participant's thread, a vCPU's or a device worker's. RETURNS: fn's result; kNoSuchCpu where it is
+  // not possible or offline.
   [[nodiscard]] std::expected<int, StopError> stop_one_cpu(CpuId cpu, StopFn fn, const StopOptions& options = {});
 
   // Queues function(arg, cpu) on one vCPU and returns at once. `work` belongs to the caller, must be unused, and
