@@ -79,6 +79,8 @@ typedef Multi {
   bool whole;   // a stop of everybody, not of some vCPUs
   bool aborted;
   byte excused; // found offline when the work was to be queued
+  byte came;    // workers: the worker, or the coordinator that caught it at rest, has acknowledged DisableIrq
+  byte caught;  // found at rest
   // To check the properties; no part of the protocol:
   byte sequence;
   byte inside;  // executions of the callback going on
@@ -106,6 +108,9 @@ bool sig[NP];                     // a signal on its way
 bool held[NP];                    // from just before its first acknowledgement until it passed the last gate
 bool in_guest[NP];                // a vCPU: guest code runs. A worker: it writes guest memory
 byte asleep[NP + NC];             // in a futex wait on this word; 0: not
+#if NW > 0
+bool at_rest[NP];                 // a worker between rest() and rise()
+#endif
 
 bool in_progress;                 // stop_cpus_in_progress_
 bool facility;                    // facility_
@@ -113,6 +118,7 @@ bit present;                      // wide_: under facility_
 byte readers;                     // hotplug_
 bool writer;
 bool writer_waits;
+byte workers_held;                // bit mask, for the two properties about workers
 byte lost = LOST;                 // kicks that may still be lost
 bool had_first;                   // client 0 had its first stop (STUCK)
 byte one_ran;                     // stop_one_cpu(): executions
@@ -193,21 +199,6 @@ inline worker_out(m) {
   fi
 }
 
-inline open_gates(m, workers_are_in) {
-#ifdef MUTANT_VCPUS_RELEASED_FIRST
-  open_vcpu_gates(m);
-#endif
-  if
-  :: !(workers_are_in) -> open_vcpu_gates(m)
-  :: (workers_are_in) ->
-    if
-    :: stops[m].workers != 0 -> store_and_wake(stops[m].worker_gate, OPEN, WORKER_WORD(m))
-    :: else
-    fi;
-    worker_out(m)
-  fi
-}
-
 // fetch_sub; `last` tells whether it was the last.
 inline count_down(m, s) {
   d_step {
@@ -215,6 +206,49 @@ inline count_down(m, s) {
     stops[m].acks[s]--;
     last = (stops[m].acks[s] == 0)
   }
+}
+
+#if NW > 0
+// Under the stopper's lock: whoever has not risen goes on resting. Never the last acknowledgement: whoever opens the
+// gates owes one.
+inline let_lie(m) {
+#ifdef MUTANT_WORK_LEFT_AT_REST
+  skip
+#else
+  atomic {
+    if
+    :: IN(stops[m].caught, NV) && queue[NV] ?? [eval(m)] ->
+      queue[NV] ?? eval(m);
+      held[NV] = 0;
+      workers_held = workers_held & ~BIT(NV);
+      won = 1
+    :: else -> won = 0
+    fi
+  };
+  if
+  :: won -> won = 0; worker_out(m); count_down(m, EXIT)
+  :: else
+  fi
+#endif
+}
+#else
+inline let_lie(m) { skip }
+#endif
+
+inline open_gates(m, workers_are_in) {
+#ifdef MUTANT_VCPUS_RELEASED_FIRST
+  open_vcpu_gates(m);
+#endif
+  if
+  :: !(workers_are_in) -> open_vcpu_gates(m)
+  :: (workers_are_in) ->
+    let_lie(m);
+    if
+    :: stops[m].workers != 0 -> store_and_wake(stops[m].worker_gate, OPEN, WORKER_WORD(m))
+    :: else
+    fi;
+    worker_out(m)
+  fi
 }
 
 inline advance(m, begin) {
@@ -352,8 +386,6 @@ inline hold_vcpu(m) {
   mine = 0
 }
 
-byte workers_held; // bit mask, for the two properties about workers
-
 inline hold_worker(m) {
   atomic {
     mine = stops[m].sequence;
@@ -374,7 +406,17 @@ inline hold_worker(m) {
     held[me] = 1;
     workers_held = workers_held | BIT(me)
   };
-  ack(m, DISABLE);
+  atomic {
+    won = !IN(stops[m].came, me);
+#ifdef MUTANT_RISER_ACKS_TOO
+    won = 1;
+#endif
+    stops[m].came = stops[m].came | BIT(me)
+  };
+  if
+  :: won -> won = 0; ack(m, DISABLE)
+  :: else
+  fi;
   wait_while(stops[m].worker_gate == SHUT, me, WORKER_WORD(m));
   atomic { CHECK_SEQUENCE(m); held[me] = 0; workers_held = workers_held & ~BIT(me) };
   worker_out(m);
@@ -500,6 +542,17 @@ proctype Worker(byte me) {
 end_idle:
   do
   :: nempty(queue[me]) -> run_worker_works()
+  :: atomic { empty(queue[me]) -> at_rest[me] = 1 };
+end_at_rest:
+    if
+    :: requests > 0 // it is woken; whoever catches it here does not kick it
+#if PARKS
+    :: may_park
+#endif
+    fi;
+    at_rest[me] = 0;
+    // It looks for works before it looks for requests.
+    if :: nempty(queue[me]) -> run_worker_works() :: empty(queue[me]) fi
   :: atomic { requests > 0 -> requests--; enter_guest(me) }; in_guest[me] = 0
 #if PARKS
   :: may_park ->
@@ -571,6 +624,8 @@ inline arm(m, the_vcpus, the_workers, the_runners, coordinator, everybody) {
     stops[m].whole = everybody;
     stops[m].aborted = 0;
     stops[m].excused = 0;
+    stops[m].came = 0;
+    stops[m].caught = 0;
 #ifdef MUTANT_COORDINATOR_STAYS_OUT
     stops[m].acks[PREPARE] = COUNT(stops[m].vcpus);
 #else
@@ -643,6 +698,25 @@ inline excuse_worker(m, i) {
   ack(m, DISABLE)
 }
 
+inline catch_worker(m, i) {
+  atomic {
+    if
+    :: !IN(stops[m].came, i) ->
+      stops[m].came = stops[m].came | BIT(i);
+      stops[m].caught = stops[m].caught | BIT(i);
+      held[i] = 1;
+      workers_held = workers_held | BIT(i);
+      won = 1
+    :: else -> won = 0
+    fi
+  };
+  if
+  :: won -> won = 0; ack(m, DISABLE)
+  :: else
+  fi
+}
+
+// Under the stopper's lock: one at rest is caught, if it has nothing else to do first.
 inline queue_workers(m) {
   i = NV;
   do
@@ -651,14 +725,26 @@ inline queue_workers(m) {
     :: !IN(stops[m].workers, i)
     :: IN(stops[m].workers, i) ->
       atomic {
+        late = 0;
         if
-        :: online[i] -> queue[i]!m; won = 1
+        :: online[i] ->
+          late = (at_rest[i] && empty(queue[i])); // here: caught
+#ifdef MUTANT_REST_IS_LET_BE
+          if :: !late -> queue[i]!m :: else fi;
+#else
+          queue[i]!m;
+#endif
+          won = 1
         :: else -> won = 0
         fi
       };
       if
-      :: won -> won = 0
-      :: else -> excuse_worker(m, i)
+      :: !won -> excuse_worker(m, i)
+      :: won && !late -> won = 0
+      :: won && late ->
+        won = 0;
+        late = 0;
+        catch_worker(m, i)
       fi
     fi;
     i++
