@@ -90,8 +90,8 @@ public:
   using Work = BasicWork<P>;
 
   // Makes disabled stoppers for vCPUs 0 .. possible_cpus - 1 and room for `possible_workers` device workers.
-  // `kick` must outlive this object. CONTEXT: no other thread knows the object yet. Allocates; may throw
-  // std::bad_alloc.
+  // Together they are kMaxCpus at most: there are fewer vCPUs where there would be more. `kick` must outlive this
+  // object. CONTEXT: no other thread knows the object yet. Allocates; may throw std::bad_alloc.
   BasicStopMachine(CpuId possible_cpus, Kick& kick, CpuId possible_workers = 0);
   ~BasicStopMachine();
   BasicStopMachine(const BasicStopMachine&) = delete;
@@ -147,8 +147,8 @@ public:
   // All of them: CONTEXT: may block; any thread but a participant's or one that holds a stop (kWouldDeadlock).
   // RETURNS also kDeadline with the stragglers' names, kEnded after close(), kCallbackThrew.
 
-  // Runs fn on one participant's thread, a vCPU's or a device worker's. RETURNS: fn's result; kNoSuchCpu where it is
-  // not possible or offline.
+  // Runs fn on one participant's thread, a vCPU's or a device worker's. RETURNS: fn's result; kNoSuchCpu where it
+  // is not possible or offline.
   [[nodiscard]] std::expected<int, StopError> stop_one_cpu(CpuId cpu, StopFn fn, const StopOptions& options = {});
 
   // Queues function(arg, cpu) on one vCPU and returns at once. `work` belongs to the caller, must be unused, and

@@ -8,8 +8,8 @@ namespace stopvisor::stopper {
 
 template <class P>
 BasicStopMachine<P>::BasicStopMachine(CpuId possible_cpus, Kick& kick, CpuId possible_workers)
-    : possible_cpus_(std::min(possible_cpus, kMaxCpus)),
-      possible_participants_(std::min(possible_cpus_ + possible_workers, kMaxCpus)), kick_(kick),
+    : possible_cpus_(std::min(possible_cpus, kMaxCpus - std::min(possible_workers, kMaxCpus))),
+      possible_participants_(possible_cpus_ + std::min(possible_workers, kMaxCpus)), kick_(kick),
       stoppers_(std::make_unique<BasicStopper<P>[]>(possible_participants_)),
       participants_(std::make_unique<ThreadMark[]>(possible_participants_)) {
   for (WideStop& wide : wides_) {
@@ -104,6 +104,10 @@ std::expected<void, StopError> BasicStopMachine<P>::take_facility(TimePoint dead
   // there is the other barrier. Whoever has left the stop before the last one has acknowledged all of it, unless
   // the last one was without it.
   WideStop* const next = wide_->stop.state() == State::kNone ? wide_ : &wides_[wide_ == wides_.data() ? 1 : 0];
+  if (wait == Wait::kNo && next->stop.state() == State::kExit) {
+    facility_.unlock();
+    return std::unexpected(StopError{StopErrc::kBusy});
+  }
   hurry_out(next->stop, deadline);
   if (next->stop.wait_while(State::kExit, deadline) == State::kExit) {
     facility_.unlock();

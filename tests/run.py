@@ -54,7 +54,15 @@ def adopt_orphans():
 
 
 def end_orphans():
-    """Ends what the last command left running. Returns their command lines; the dead are only buried."""
+    """Ends what the last command left running, and what that had started. Returns their command lines."""
+    left = []
+    while found := end_children():
+        left += [line for line in found if line]
+    return left
+
+
+def end_children():
+    """Ends and buries each process we have become the parent of. Returns their command lines, "" for the dead."""
     left = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -66,8 +74,8 @@ def end_orphans():
                 line = words.read().replace("\0", " ").strip()
         except (FileNotFoundError, ProcessLookupError):
             continue
+        left.append(line if state != "Z" else "")
         if state != "Z":
-            left.append(line)
             os.kill(int(entry), signal.SIGKILL)
         os.waitpid(int(entry), 0)
     return left

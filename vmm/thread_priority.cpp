@@ -39,6 +39,9 @@ stopper::Kick::Lift ThreadPriority::lift() noexcept {
   return raised ? stopper::Kick::Lift::kLifted : stopper::Kick::Lift::kRefused;
 }
 
+// The thread may settle between the exchange and the system call: then it is at its own work with the priority
+// until the caller's next instruction. Callers are urgent themselves where they may be, so that nothing comes
+// between.
 void ThreadPriority::restore() noexcept {
   uint32_t lifted = kLifted;
   const pid_t tid = thread_id();

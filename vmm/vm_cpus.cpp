@@ -8,6 +8,7 @@
 //   add, online   prepare the vCPU's state -> stop_machine_from_inactive_cpu(): align its TSC while the others are
 //                 held -> unpark -> tell the guest
 //   offline       the guest is asked, and gives it up -> stop_one_cpu(): park
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -18,6 +19,14 @@ namespace stopvisor::vmm {
 namespace {
 
 using stopper::TimePoint;
+
+// How long a change may keep the hotplug lock: whoever wants a stop meanwhile waits for it, and could not tell whom
+// it waits for. A vCPU that is stuck is named sooner so, whatever the caller's patience.
+constexpr std::chrono::seconds kLongestChange{2};
+
+TimePoint bounded(TimePoint deadline) {
+  return std::min(deadline, stopper::Clock::now() + kLongestChange);
+}
 
 Error about(const Vm::Parts& parts, const char* operation, std::string reason, Status status) {
   return Error{operation, parts.config.name, std::move(reason), status};
@@ -105,7 +114,7 @@ std::expected<void, Error> Vm::Parts::join_machine(const char* operation, uint32
     return 0;
   };
   const stopper::CpuMask itself = stopper::CpuMask::of(cpu);
-  const auto stop = machine.stop_machine_from_inactive_cpu(cpu, align, &itself, {.deadline = deadline});
+  const auto stop = machine.stop_machine_from_inactive_cpu(cpu, align, &itself, {.deadline = bounded(deadline)});
   if (!stop)
     return std::unexpected(explain(operation, stop.error()));
   if (!aligned)
@@ -218,7 +227,7 @@ std::expected<void, Error> Vm::Parts::take_offline(const char* operation, uint32
     vcpus[cpu].thread.go_offline();
     return 0;
   };
-  if (auto parked = machine.stop_one_cpu(cpu, park, {.deadline = deadline}); !parked)
+  if (auto parked = machine.stop_one_cpu(cpu, park, {.deadline = bounded(deadline)}); !parked)
     return std::unexpected(explain(operation, parked.error()));
   return {};
 }

@@ -123,7 +123,7 @@ TEST_F(Worker, FinishesItsJobBeforeItIsHeld) {
   EXPECT_NE(word(*vm, 0, 0), 0U); // half of the mailbox is written
   EXPECT_EQ(word(*vm, 0, probe::kMailboxWords - 1), 0U);
   const auto stop = vm->stops().run([&](stopper::StopContext&) {
-    EXPECT_EQ(hooks.kicks.load(std::memory_order_relaxed), 1);
+    EXPECT_GE(hooks.kicks.load(std::memory_order_relaxed), 1); // again, where that takes long
     EXPECT_TRUE(whole(mailbox(*vm, 0)));
     EXPECT_NE(word(*vm, 0, 0), 0U);
     return 0;
@@ -175,9 +175,12 @@ TEST_F(Worker, DoesTheNewestJobOfEachBoxHoweverOftenTheGuestRang) {
   snare.caught.acquire();
   ASSERT_TRUE(await(*vm, [&] { return peek<uint32_t>(*vm, kNumber) > 1000; })); // nobody waits for the worker
   const uint64_t done = vm->worker_status().front().jobs_done;
+  const auto rung = peek<uint32_t>(*vm, kNumber);
   snare.let_go.release();
   ASSERT_TRUE(await(*vm, [&] { return word(*vm, kBoxes - 1, 0) > 1000; }));
-  EXPECT_LT(vm->worker_status().front().jobs_done - done, 1000U);
+  // Of what had piled up, one job a box; and what the guest has rung for since.
+  const uint64_t jobs = vm->worker_status().front().jobs_done - done;
+  EXPECT_LE(jobs, (peek<uint32_t>(*vm, kNumber) - rung + 2) * uint64_t{kBoxes});
 }
 
 TEST_F(Worker, EndsWithTheVmWhereverItIs) {

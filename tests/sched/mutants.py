@@ -40,7 +40,8 @@ MUTANTS = [
     # ---- those the issue names
     Mutant("next stop does not wait for the exit of the last", "stopper/stop_machine_life.h",
            "  WideStop* const next = wide_->stop.state() == State::kNone ? wide_ : &wides_[wide_ == wides_.data() ? 1 : 0];\n"
-           "  hurry_out(next->stop, deadline);\n"
+           "  if (wait == Wait::kNo && next->stop.state() == State::kExit) {\n    facility_.unlock();\n"
+           "    return std::unexpected(StopError{StopErrc::kBusy});\n  }\n  hurry_out(next->stop, deadline);\n"
            "  if (next->stop.wait_while(State::kExit, deadline) == State::kExit) {",
            "  WideStop* const next = wide_;\n  if (false) {", quick=True),
     Mutant("a barrier is used again before everybody has left it", "stopper/stop_machine_life.h",
@@ -48,6 +49,8 @@ MUTANTS = [
            "if (false) {"),
     Mutant("a report is overwritten before it was settled", "stopper/stop_machine_life.h",
            "  settle_report(*wide_); // before it is written anew\n", ""),
+    Mutant("a vCPU's exit is not acknowledged", "stopper/multi_stop.h",
+           "    ack(State::kExit); // INV4: nothing of ours after this line", "", quick=True),
     Mutant("immediate_exit cleared after the check", "tests/sched/world.cpp",
            """    self.immediate_exit = false;
     if (machine.should_run(cpu)) {

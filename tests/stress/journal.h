@@ -2,11 +2,13 @@
 // What a run did and found, and who is at what: shared by all threads of the stress.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -62,6 +64,11 @@ public:
     failed_.store(true, std::memory_order_relaxed); // a hint to end; the lock orders the text
   }
   [[nodiscard]] bool failed() const noexcept { return failed_.load(std::memory_order_relaxed); }
+  // Whether each failure speaks of `what`.
+  [[nodiscard]] bool failed_only_with(std::string_view what) const {
+    const auto all = failures();
+    return !all.empty() && std::ranges::all_of(all, [&](const std::string& text) { return text.contains(what); });
+  }
   [[nodiscard]] std::vector<std::string> failures() const {
     const std::lock_guard guard(lock_);
     return failures_;
