@@ -181,7 +181,9 @@ bool Client::judge(const Asked& asked, const Callback& callback, const StopError
   const bool made = error == nullptr || (error->code == StopErrc::kCallbackThrew && throws);
   if (made) {
     journal.count(asked.operation, Ending::kDone);
-    if (calls < asked.least || calls > asked.most)
+    // A VM that ends takes its vCPUs offline: their share is completed at once.
+    const uint32_t least = target_.has_ended() ? 0 : asked.least;
+    if (calls < least || calls > asked.most)
       fail(asked, "the callback ran " + std::to_string(calls) + " times");
     if (throws && error == nullptr && calls != 0)
       fail(asked, "the callback threw, and nobody said so");

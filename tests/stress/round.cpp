@@ -42,7 +42,8 @@ Round::Round(uint64_t seed, bool tears, Journal& journal)
   config_.memory_bytes = 64ULL << 20;
   config_.backing = random_.one_in(3) ? vmm::MemoryBacking::kMemfd : vmm::MemoryBacking::kAnonymous;
   config_.cmdline = "timer_hz=250 dirty_mib=8 scenarios=" + scenarios;
-  description_ = std::to_string(cpus_) + " of " + std::to_string(config_.max_cpus) + " vCPUs, " + scenarios;
+  description_ = std::to_string(cpus_) + " of " + std::to_string(config_.max_cpus) + " vCPUs, " + scenarios +
+                 (end_ == End::kInTheMiddle ? ", ended in the middle" : "");
 }
 
 bool Round::start() {
