@@ -77,7 +77,7 @@ Error another_change(const Vm::Parts& parts, const char* operation) {
 }
 
 std::string held_hint(Vm::Parts& parts) {
-  return parts.stops.holds() != 0 ? "; it is held" : "";
+  return parts.stops.holds() != 0 ? "; the VM is held" : "";
 }
 
 } // namespace
@@ -268,7 +268,7 @@ Error Vm::Parts::not_given_up(const char* operation, uint32_t cpu, stopper::Nano
   const auto ms = std::chrono::ceil<std::chrono::milliseconds>(within).count();
   return about(*this, operation,
                "the guest did not give up " + name_of(cpu) + " within " + std::to_string(ms) + " ms" +
-                   (stops.holds() != 0 ? ": it is held" : "; --force takes it away all the same"),
+                   (stops.holds() != 0 ? ": the VM is held" : "; --force takes it away all the same"),
                Status::kBusy);
 }
 

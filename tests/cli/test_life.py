@@ -57,7 +57,7 @@ class Life(VmCase):
     def test_shutdown_now_ends_a_vm_that_ignores_its_button(self):
         pid = self.start("--paused")  # a held guest cannot see its button
         line = self.refused(4, "shutdown", "vm1", "--timeout", "100ms")
-        self.assertIn("it is held", line)
+        self.assertIn("the VM is held", line)
         self.good("shutdown", "vm1", "--now")
         self.assertFalse(vm_case.alive(pid))
         self.assertEqual(self.left_behind(), [])

@@ -241,10 +241,10 @@ TEST_F(Hotplug, IsBusyWhileTheVmIsHeldAndChangesNothing) {
   ASSERT_TRUE(await_round(*vm));
   const size_t before = threads();
   ASSERT_TRUE(vm->stops().acquire_hold().has_value());
-  expect_refused(Status::kBusy, "it is held", vm->add_cpu(soon()));
-  expect_refused(Status::kBusy, "it is held", vm->offline_cpu(1, soon(), false));
-  expect_refused(Status::kBusy, "it is held", vm->offline_cpu(1, soon(), true));
-  expect_refused(Status::kBusy, "it is held", vm->online_cpu(2, soon()));
+  expect_refused(Status::kBusy, "the VM is held", vm->add_cpu(soon()));
+  expect_refused(Status::kBusy, "the VM is held", vm->offline_cpu(1, soon(), false));
+  expect_refused(Status::kBusy, "the VM is held", vm->offline_cpu(1, soon(), true));
+  expect_refused(Status::kBusy, "the VM is held", vm->online_cpu(2, soon()));
   EXPECT_EQ(vm->cpu_count(), 3U);
   EXPECT_EQ(vm->vcpu_status(1).presence, VcpuPresence::kOnline);
   EXPECT_EQ(vm->vcpu_status(2).presence, VcpuPresence::kOffline);

@@ -74,7 +74,7 @@ private:
     const auto answer = client.request("GET", "/v1/status");
     const auto status = answer ? nlohmann::json::parse(*answer, nullptr, false) : nlohmann::json();
     if (status.is_object() && status.value("state", "") == "held")
-      reason += ": it is held; let it go, or use --now";
+      reason += ": the VM is held; let it go, or use --now";
     else
       reason += "; the guest may ignore its power button, --now ends it";
     return {"shutdown", vm_, reason, Status::kBusy};
