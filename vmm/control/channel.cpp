@@ -53,7 +53,7 @@ HeadWait Channel::wait_for_head() {
   Clock::time_point begun = Clock::now();
   for (;;) {
     const bool started = !in_.empty();
-    if (const size_t end = in_.find(kHeadEnd); end != std::string::npos && end <= kMaxHeadBytes) {
+    if (const size_t end = in_.find(kHeadEnd); end <= kMaxHeadBytes) { // not npos, then
       head_end_ = end;
       return std::string_view(in_).substr(0, end).find("\n\n") == std::string_view::npos ? HeadWait::kComplete
                                                                                          : HeadWait::kMalformed;

@@ -149,13 +149,15 @@ std::expected<SocketDirectory, Error> SocketDirectory::open(bool create) {
   directory.path = (chosen ? std::string(runtime) : std::string("/run")) + "/stopvisor";
   if (create && ::mkdir(directory.path.c_str(), S_IRWXU) != 0 && errno != EEXIST)
     return std::unexpected(cannot_use(directory.path, errno, chosen));
-  directory.fd.reset(::open(directory.path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  if (!directory.fd) {
-    if (errno == ENOENT && !create)
+  const int fd = ::open(directory.path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  const int error = errno;
+  directory.fd.reset(fd);
+  if (fd < 0) {
+    if (error == ENOENT && !create)
       return directory;
-    if (errno == ELOOP || errno == ENOTDIR)
+    if (error == ELOOP || error == ENOTDIR)
       return std::unexpected(refuse(directory.path, "must be a directory, and no symbolic link"));
-    return std::unexpected(cannot_use(directory.path, errno, chosen));
+    return std::unexpected(cannot_use(directory.path, error, chosen));
   }
   if (auto fine = check_directory(directory.path, directory.fd.get()); !fine)
     return std::unexpected(fine.error());
