@@ -249,6 +249,7 @@ private:
   static constexpr Nanoseconds kLiftSoonAfter{150'000};
   static constexpr Nanoseconds kLiftLaterEach{20'000}; // as much later for each participant
   static constexpr uint32_t kLateMemory = 64;          // stops
+  static constexpr size_t kFew = 2;                    // participants
 
   // When a wait for participants looks again at who is missing.
   static TimePoint next_look(TimePoint deadline) noexcept {
@@ -275,7 +276,8 @@ private:
   void queue_all(MultiStop& stop) noexcept;
   void queue_workers(MultiStop& stop) noexcept;
   [[nodiscard]] TimePoint patience(size_t participants) noexcept;
-  bool lift_missing(std::span<Slot* const> slots) noexcept;
+  [[nodiscard]] bool take_late_few() noexcept;
+  bool lift_missing(std::span<Slot* const> slots, std::atomic<uint32_t>& late) noexcept;
   uint32_t kick_missing(std::span<Slot* const> slots) noexcept;
   void restore_lifted(std::span<Slot* const> slots) noexcept;
   void hurry_out(MultiStop& stop, TimePoint deadline) noexcept;
@@ -298,6 +300,7 @@ private:
   // Stops to come that count as on a busy host. A guess that nothing rests on, hence no Atomic<>: the scheduler of
   // the tests need not try its interleavings.
   std::atomic<uint32_t> late_{0};
+  std::atomic<uint32_t> late_few_{0}; // the same for stops of few
 
   // The wide-stop facility (the kernel's stop_cpus_mutex): whoever holds the lock owns what follows.
   BasicLock<P> facility_;

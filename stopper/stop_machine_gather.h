@@ -51,13 +51,23 @@ TimePoint BasicStopMachine<P>::patience(size_t participants) noexcept {
   return P::now() + (late != 0 ? kLiftSoonAfter + kLiftLaterEach * static_cast<int64_t>(participants) : kLiftAfter);
 }
 
+// Whether one or two are to be lifted with the kick, and not only when they are late: nobody else leaves a
+// processor for them, and to lift one costs less than a timer.
+template <class P>
+bool BasicStopMachine<P>::take_late_few() noexcept {
+  const uint32_t late = late_few_.load(std::memory_order_relaxed); // a guess
+  if (late != 0)
+    late_few_.store(late - 1, std::memory_order_relaxed);
+  return late != 0;
+}
+
 // RETURNS: whether a lift was refused.
 template <class P>
-bool BasicStopMachine<P>::lift_missing(std::span<Slot* const> slots) noexcept {
+bool BasicStopMachine<P>::lift_missing(std::span<Slot* const> slots, std::atomic<uint32_t>& late) noexcept {
   bool refused = false;
   for (Slot* slot : slots)
     if (!slot->lifted && !slot->at_rest && BasicStopper<P>::in_use(slot->work)) {
-      late_.store(kLateMemory, std::memory_order_relaxed); // a guess
+      late.store(kLateMemory, std::memory_order_relaxed); // a guess
       const Kick::Lift lift = kick_.lift(slot->cpu);
       slot->lifted = slot->raised = lift == Kick::Lift::kLifted;
       refused = refused || lift == Kick::Lift::kRefused;
@@ -104,7 +114,7 @@ MultiStopState BasicStopMachine<P>::await_moving_on(MultiStop& stop, State from,
   const auto slots = from == State::kPrepare ? stop.plan().vcpus : stop.plan().workers; // who acknowledges `from`
   if (const State after = stop.wait_while(from, std::min(patience(slots.size()), deadline)); after != from)
     return after;
-  stop.lift_refused |= lift_missing(slots);
+  stop.lift_refused |= lift_missing(slots, late_);
   for (;;) {
     if (const State after = stop.wait_while(from, next_look(deadline)); after != from)
       return after;
@@ -120,9 +130,18 @@ template <class P>
 CpuMask BasicStopMachine<P>::await_works(std::span<Slot* const> slots, BasicDone<P>& done,
                                          TimePoint deadline) noexcept {
   CpuMask stragglers;
-  if (done.wait_until(std::min(patience(slots.size()), deadline)))
+  const bool few = slots.size() <= kFew;
+  const bool at_once = few && take_late_few();
+  if (at_once)
+    for (Slot* slot : slots)
+      slot->lifted = slot->raised = kick_.lift(slot->cpu) == Kick::Lift::kLifted;
+  const TimePoint patient = few ? P::now() + kLiftAfter : patience(slots.size());
+  if (done.wait_until(std::min(patient, deadline))) {
+    if (at_once)
+      restore_lifted(slots);
     return stragglers;
-  lift_missing(slots);
+  }
+  lift_missing(slots, few ? late_few_ : late_);
   while (!done.wait_until(next_look(deadline))) {
     if (deadline == kForever || P::now() < deadline) {
       kick_missing(slots);
