@@ -59,7 +59,7 @@ ConsoleInput::start(int fd, Serial16550& port, std::function<void()> on_quit, co
   if (!input->stop_ || !input->room_)
     return std::unexpected(system_error(operation, "eventfd", errno));
   const int room = input->room_.get();
-  port.on_room([room] { set_event(room); });
+  input->room_listener_ = port.on_room([room] { set_event(room); });
   const int continued_fd = terminal != nullptr ? terminal->continued_fd() : -1;
   try {
     input->thread_ = std::thread([raw = input.get(), continued_fd] { raw->run(continued_fd); });
@@ -74,7 +74,7 @@ ConsoleInput::ConsoleInput(UniqueFd source, Serial16550& port, std::function<voi
       on_quit_(std::move(on_quit)) {}
 
 ConsoleInput::~ConsoleInput() {
-  port_.on_room({}); // none is running after this, so that room_ may be closed
+  port_.off_room(room_listener_); // none is running after this, so that room_ may be closed
   if (!thread_.joinable())
     return;
   set_event(stop_.get());

@@ -66,6 +66,7 @@ private:
   const std::function<void()> on_quit_;
   UniqueFd stop_; // eventfd
   UniqueFd room_; // eventfd: the port has room again
+  Serial16550::RoomListener room_listener_ = 0;
 
   // The input thread's own:
   Source source_ = Source::kOpen;

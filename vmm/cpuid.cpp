@@ -2,6 +2,8 @@
 // Leaves as the Intel SDM, volume 2, CPUID, and the AMD APM, volume 3, appendix E, have them.
 #include "vmm/cpuid.h"
 
+#include <cpuid.h>
+
 #include <algorithm>
 #include <bit>
 
@@ -37,6 +39,11 @@ void set_caches(kvm_cpuid_entry2& leaf, uint32_t cpus) {
   const uint32_t sharing = level >= 3 ? (1u << core_bits(cpus)) - 1 : 0;
   const uint32_t cores = std::min((1u << core_bits(cpus)) - 1, 63u);
   leaf.eax = (leaf.eax & 0x3fff) | std::min(sharing, 0xfffu) << 14 | cores << 26;
+}
+
+void set_name(kvm_cpuid_entry2& leaf) {
+  if ((leaf.eax | leaf.ebx | leaf.ecx | leaf.edx) == 0)
+    (void)__get_cpuid(leaf.function, &leaf.eax, &leaf.ebx, &leaf.ecx, &leaf.edx);
 }
 
 // Leaves 0xb and 0x1f: one thread a core, all cores in one package.
@@ -81,6 +88,15 @@ std::vector<kvm_cpuid_entry2> guest_cpuid(const KvmSystem& system, uint32_t cpu,
       leaf.eax = cpu;
       leaf.ebx = cpu & 0xff;
       leaf.ecx = 0;
+      break;
+    case 0x8000'001d: // AMD: the caches, as leaf 4 has them, but for the number of cores
+      set_caches(leaf, cpus);
+      leaf.eax &= 0x03ff'ffff;
+      break;
+    case 0x8000'0002: // the processor's name, in three parts: older KVMs leave it empty
+    case 0x8000'0003:
+    case 0x8000'0004:
+      set_name(leaf);
       break;
     default:
       break;

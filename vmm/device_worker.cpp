@@ -3,17 +3,22 @@
 //
 //   somebody else                                 the worker
 //   -------------                                 ----------
-//   Q  put a job, queue a work, or ending := 1    R  read calls_
-//   W  calls_ += 1, wake                          L  look: work? ending? job?    yes: serve it, go back to R
-//                                                 S  sleep while calls_ is what R read
+//   Q  put a job, queue a work, or ending := 1    R  forget the wake-ups up to here
+//   W  wake                                       L  look: work? ending? job?    yes: serve it, go back to R
+//                                                 S  sleep until there was a wake-up after R
 //
 // Q comes before W, and R before L. Either W comes before R, and with it Q (W1): L sees what was left. Or W comes
-// after R: then calls_ is not what R read any more, and S does not fall asleep, or is woken. Were R after L, a Q
-// and a W between them would be slept through.
+// after R: then S does not fall asleep, or is woken. Were R after L, a Q and a W between them would be slept
+// through. What R, W and S do depends on what the worker sleeps on. With a futex, W counts, R remembers the count,
+// and S sleeps while it is that. With an eventfd, W raises it, R lowers it (where S has found it raised), and S
+// sleeps until it is raised. KVM raises the eventfd of a virtio device as well, when the guest writes to its notify
+// register: then Q is the guest's, which has put a chain into a queue.
 //
 // While it sleeps it is at rest, and stops pass it by: waking it to tell it that it need not do anything would cost
 // each of them more than all vCPUs of a small machine. It rises before it looks for a job again, so that a stop
-// that has caught it at rest is seen in L, and one that comes later waits for it.
+// that has caught it at rest is seen in L, and one that comes later waits for it. What wakes it while a stop is
+// held (a packet for the guest; a notice that KVM passed on before the vCPUs were held) changes nothing: it rises,
+// finds the stop's work in L, and waits at its gate; the job is found when it is let go.
 //
 // Works come before jobs in L, and there is one job in a turn: so a stop waits for one job at most, however many
 // the guest has asked for.
@@ -26,8 +31,10 @@
 
 namespace stopvisor::vmm {
 
-DeviceWorker::DeviceWorker(std::string name, stopper::CpuId participant, WorkerDevice& device, Surroundings around)
-    : name_(std::move(name)), participant_(participant), device_(device), around_(around) {}
+DeviceWorker::DeviceWorker(std::string name, stopper::CpuId participant, WorkerDevice& device,
+                           std::unique_ptr<WorkerSleep> sleep, Surroundings around)
+    : name_(std::move(name)), participant_(participant), device_(device), sleep_(std::move(sleep)),
+      around_(around) {}
 
 DeviceWorker::~DeviceWorker() {
   join();
@@ -49,8 +56,7 @@ void DeviceWorker::join() {
 }
 
 void DeviceWorker::notify() noexcept {
-  calls_.fetch_add(1, std::memory_order_release); // W1, pairs with loop()
-  stopper::FutexPlatform::wake_all(calls_);
+  sleep_->wake(); // W
 }
 
 void DeviceWorker::kick() noexcept {
@@ -76,23 +82,24 @@ void DeviceWorker::run() noexcept {
 
 void DeviceWorker::loop() noexcept {
   for (;;) {
-    const uint32_t seen = calls_.load(std::memory_order_acquire); // R, W1
-    if (around_.machine.should_run(participant_)) {               // L
+    sleep_->look();                                 // R
+    if (around_.machine.should_run(participant_)) { // L
       around_.machine.note_out(participant_, 0);
       around_.machine.run_works(participant_);
       continue;
     }
     if (around_.life.ending())
       return;
-    priority_.settle(); // a kick that it misses has raised calls_: once round, after one job at most
+    priority_.settle(); // a kick that it misses has woken us: once round, after one job at most
     if (device_.do_job()) {
       jobs_done_.fetch_add(1, std::memory_order_relaxed); // a counter by itself
       continue;
     }
+    const Watch also = device_.watch();
     if (!around_.machine.rest(participant_))
       continue;
     around_.hooks.at(VcpuPoint::kBeforeSleep, participant_);
-    stopper::FutexPlatform::wait(calls_, seen, stopper::kForever); // S
+    sleep_->sleep(also); // S
     around_.machine.rise(participant_);
   }
 }

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <expected>
+#include <memory>
 #include <string>
 #include <thread>
 
@@ -20,6 +21,7 @@
 #include "vmm/thread_priority.h"
 #include "vmm/vm_life.h"
 #include "vmm/worker_device.h"
+#include "vmm/worker_sleep.h"
 
 namespace stopvisor::vmm {
 
@@ -33,7 +35,9 @@ public:
   };
 
   // `name` (15 bytes at most) is also the thread's; `participant` its number, from machine.first_worker() on.
-  DeviceWorker(std::string name, stopper::CpuId participant, WorkerDevice& device, Surroundings around);
+  // `device` outlives it.
+  DeviceWorker(std::string name, stopper::CpuId participant, WorkerDevice& device,
+               std::unique_ptr<WorkerSleep> sleep, Surroundings around);
   ~DeviceWorker(); // joins; the VM is ending then
   DeviceWorker(const DeviceWorker&) = delete;
   DeviceWorker& operator=(const DeviceWorker&) = delete;
@@ -68,9 +72,9 @@ private:
   const std::string name_;
   const stopper::CpuId participant_;
   WorkerDevice& device_;
+  const std::unique_ptr<WorkerSleep> sleep_; // woken by jobs, kicks and the end alike
   const Surroundings around_;
 
-  std::atomic<uint32_t> calls_{0}; // raised by jobs, kicks and the end alike; what the thread sleeps on
   std::atomic<uint32_t> runs_{0};
   std::atomic<uint64_t> jobs_done_{0};
   ThreadPriority priority_;

@@ -6,11 +6,10 @@
 namespace stopvisor::vmm {
 
 std::string Error::message() const {
-  std::string text = operation;
+  std::string text = operation.empty() ? "" : operation + ": ";
   if (!object.empty())
-    text += ": " + object;
-  text += ": " + reason;
-  return text;
+    text += object + ": ";
+  return text + reason;
 }
 
 Error system_error(std::string_view operation, std::string_view object, int error_number, Status status) {

@@ -15,8 +15,7 @@ using Kind = GuestAddress::Kind;
 // Either an address, or why there is none.
 using Parsed = std::expected<GuestAddress, std::string>;
 
-// Symbols are left out while no VM has any.
-const char* const kExpected = "expected gpa:0x... or gva:0x...[@CPU]";
+const char* const kExpected = "expected gpa:0x..., gva:0x...[@CPU] or sym:NAME[+0x...][@CPU]";
 
 std::optional<uint32_t> parse_cpu(std::string_view text) {
   uint32_t cpu = 0;
@@ -55,19 +54,23 @@ Parsed parse_virtual(std::string_view text) {
 }
 
 Parsed parse_symbol(std::string_view text) {
+  const size_t at = text.find('@');
+  const std::string_view cpu_text = at == std::string_view::npos ? "0" : text.substr(at + 1);
+  text = text.substr(0, at);
   const size_t plus = text.rfind('+');
   const std::string_view name = text.substr(0, plus);
   if (name.empty())
     return std::unexpected("the symbol's name is missing");
-  if (name.find('@') != std::string_view::npos)
-    return std::unexpected("a symbol takes no @vCPU");
+  const auto cpu = parse_cpu(cpu_text);
+  if (!cpu)
+    return std::unexpected("'" + std::string(cpu_text) + "' is not a CPU number");
   if (plus == std::string_view::npos)
-    return GuestAddress{Kind::kSymbol, 0, 0, std::string(name)};
+    return GuestAddress{Kind::kSymbol, 0, *cpu, std::string(name)};
   const std::string_view number = text.substr(plus + 1);
   const auto offset = parse_hex(number);
   if (!offset)
     return std::unexpected(bad_number(number));
-  return GuestAddress{Kind::kSymbol, *offset, 0, std::string(name)};
+  return GuestAddress{Kind::kSymbol, *offset, *cpu, std::string(name)};
 }
 
 Parsed parse(std::string_view text) {
@@ -96,13 +99,14 @@ std::expected<GuestAddress, Error> parse_guest_address(std::string_view operatio
 }
 
 std::string to_string(const GuestAddress& address) {
+  const std::string cpu = address.cpu == 0 ? "" : "@" + std::to_string(address.cpu);
   switch (address.kind) {
   case Kind::kPhysical:
     return "gpa:" + to_hex(address.value);
   case Kind::kVirtual:
-    return "gva:" + to_hex(address.value) + (address.cpu == 0 ? "" : "@" + std::to_string(address.cpu));
+    return "gva:" + to_hex(address.value) + cpu;
   case Kind::kSymbol:
-    return "sym:" + address.symbol + (address.value == 0 ? "" : "+" + to_hex(address.value));
+    return "sym:" + address.symbol + (address.value == 0 ? "" : "+" + to_hex(address.value)) + cpu;
   }
   return {};
 }

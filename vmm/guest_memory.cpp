@@ -75,6 +75,26 @@ std::byte* reserve(uint64_t bytes) {
 
 } // namespace
 
+const char* name_of(MemoryBacking backing) noexcept {
+  switch (backing) {
+  case MemoryBacking::kAnonymous:
+    return "anon";
+  case MemoryBacking::kMemfd:
+    return "memfd";
+  case MemoryBacking::kHugetlb:
+    return "hugetlb";
+  }
+  return "unknown";
+}
+
+std::optional<MemoryBacking> memory_backing_named(std::string_view name) noexcept {
+  using enum MemoryBacking;
+  for (const MemoryBacking backing : {kAnonymous, kMemfd, kHugetlb})
+    if (name == name_of(backing))
+      return backing;
+  return std::nullopt;
+}
+
 std::expected<GuestMemory, Error> GuestMemory::create(uint64_t size_bytes, MemoryBacking backing) {
   if (auto checked = check_size(size_bytes, backing); !checked)
     return std::unexpected(checked.error());
@@ -125,8 +145,8 @@ GuestMemory::~GuestMemory() {
 
 GuestMemory::GuestMemory(GuestMemory&& other) noexcept
     : size_bytes_(std::exchange(other.size_bytes_, 0)), backing_(other.backing_),
-      mapping_(std::exchange(other.mapping_, nullptr)), fd_(std::move(other.fd_)),
-      slots_(std::exchange(other.slots_, {})) {}
+      mapping_(std::exchange(other.mapping_, nullptr)), maps_file_(std::exchange(other.maps_file_, false)),
+      fd_(std::move(other.fd_)), slots_(std::exchange(other.slots_, {})) {}
 
 std::span<std::byte> GuestMemory::range(Gpa gpa, uint64_t length) const noexcept {
   if (length == 0)
@@ -157,7 +177,33 @@ bool GuestMemory::write(Gpa gpa, std::span<const std::byte> from) const noexcept
   return true;
 }
 
+std::expected<void, Error> GuestMemory::map_file(int fd, std::span<const uint64_t> offsets) {
+  if (backing_ != MemoryBacking::kAnonymous)
+    return std::unexpected(
+        failed(std::string("its backing is ") + name_of(backing_) + ", not a file", Status::kRefused));
+  maps_file_ = true;
+  for (size_t i = 0; i < slots_.size(); ++i)
+    if (::mmap(slots_[i].host, slots_[i].size_bytes, PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, fd, static_cast<off_t>(offsets[i])) == MAP_FAILED)
+      return std::unexpected(host_refused("cannot map the file", errno));
+  return {};
+}
+
+bool GuestMemory::map_anonymous() const noexcept {
+  if (::mmap(mapping_, size_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+             -1, 0) == MAP_FAILED)
+    return false;
+  (void)::madvise(mapping_, size_bytes_, MADV_HUGEPAGE); // a wish
+  return true;
+}
+
 std::expected<void, Error> GuestMemory::clear() noexcept {
+  if (maps_file_) { // whose content would come back
+    if (!map_anonymous())
+      return std::unexpected(host_refused("cannot give pages back", errno));
+    maps_file_ = false;
+    return {};
+  }
   // Private pages are dropped from the mapping; those of a memfd belong to the file and are punched out of it.
   const int result =
       fd_ ? ::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(size_bytes_))

@@ -8,7 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <expected>
+#include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "vmm/address.h"
@@ -27,6 +29,10 @@ enum class MemoryBacking {
   kMemfd,     // a shared memfd, so that another process can map it
   kHugetlb,   // a memfd of 2 MiB huge pages from the host's pool
 };
+
+// As users write them: "anon", "memfd", "hugetlb".
+[[nodiscard]] const char* name_of(MemoryBacking backing) noexcept;
+[[nodiscard]] std::optional<MemoryBacking> memory_backing_named(std::string_view name) noexcept;
 
 struct MemorySlot {
   Gpa base;
@@ -56,6 +62,13 @@ public:
   [[nodiscard]] bool read(Gpa gpa, std::span<std::byte> to) const noexcept;
   [[nodiscard]] bool write(Gpa gpa, std::span<const std::byte> from) const noexcept;
 
+  // Makes the memory a private copy of a file's content, whose pages are shared with whoever maps the file, until
+  // they are written: slot n begins at offsets[n], multiples of 4 KiB. The file must be as long, and stay so: who
+  // touches what was cut off gets SIGBUS. CONTEXT: before anybody uses the memory. RETURNS: kRefused for another
+  // backing than kAnonymous, kFailed where the host refuses; the memory is of no use then.
+  [[nodiscard]] std::expected<void, Error> map_file(int fd, std::span<const uint64_t> offsets);
+  [[nodiscard]] bool maps_file() const noexcept { return maps_file_; } // false again after clear()
+
   // Gives every page back to the host, so that all memory reads as zeros again. CONTEXT: no vCPU runs (under a
   // stop, or before the first one starts). RETURNS: kFailed where the host refuses.
   [[nodiscard]] std::expected<void, Error> clear() noexcept;
@@ -63,10 +76,12 @@ public:
 private:
   GuestMemory() = default;
   [[nodiscard]] std::expected<void, Error> map();
+  [[nodiscard]] bool map_anonymous() const noexcept; // in place of what is mapped there
 
   uint64_t size_bytes_ = 0;
   MemoryBacking backing_ = MemoryBacking::kAnonymous;
   std::byte* mapping_ = nullptr;
+  bool maps_file_ = false;
   UniqueFd fd_; // the memfd, for the two shared backings
   std::vector<MemorySlot> slots_;
 };

@@ -51,6 +51,14 @@ public:
     return std::nullopt;
   }
 
+  // Calls see(slot, number) for each job that was not taken yet, by rising slots. CONTEXT: as drop().
+  template <class See>
+  void each(See see) const {
+    for (uint32_t slot = 0; slot < Slots; ++slot) // relaxed: ordered by the stop
+      if ((pending_[slot / kBits].load(std::memory_order_relaxed) & bit_of(slot)) != 0)
+        see(slot, numbers_[slot].load(std::memory_order_relaxed));
+  }
+
   // Forgets all jobs. CONTEXT: neither put() nor take() is going on (under a stop).
   void drop() noexcept {
     for (std::atomic<uint64_t>& word : pending_)

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "stopper/cpu_mask.h"
+#include "vmm/guest_memory.h"
 #include "vmm/kvm_list.h"
 
 namespace stopvisor::vmm {
@@ -67,6 +68,20 @@ std::expected<KvmSystem, Error> KvmSystem::open(const std::string& path) {
 
 int KvmSystem::capability(unsigned long which) const noexcept {
   return std::max(0, ::ioctl(fd_.get(), KVM_CHECK_EXTENSION, which));
+}
+
+uint64_t KvmSystem::max_memory_bytes() const noexcept {
+  constexpr uint64_t kMostSlotPages =
+      (uint64_t{1} << 31) - 1;     // Linux, include/linux/kvm_host.h: KVM_MEM_MAX_NR_PAGES
+  constexpr unsigned kWidest = 52; // AMD APM volume 2, 5.1
+  const uint64_t top = uint64_t{1} << std::min(address_bits(), kWidest);
+  return std::min(kHoleStart + kMostSlotPages * kPageBytes, top - (kHoleEnd - kHoleStart));
+}
+
+unsigned KvmSystem::address_bits() const noexcept {
+  constexpr unsigned kLeast = 36; // Intel SDM volume 2, CPUID: where the leaf is missing
+  const auto leaf = std::ranges::find(cpuid_, 0x8000'0008U, &kvm_cpuid_entry2::function);
+  return leaf == cpuid_.end() ? kLeast : leaf->eax & 0xff;
 }
 
 std::expected<void, Error> KvmSystem::check(const std::string& path) {

@@ -28,6 +28,11 @@ public:
 
   // The most vCPUs one VM can have: KVM's limit, the stopper's, or the vCPU ids', whichever is smallest.
   [[nodiscard]] uint32_t max_cpus() const noexcept { return max_cpus_; }
+  // The most memory one VM can have: what KVM takes in one slot above the hole below 4 GiB, or what the guest's
+  // CPUs can address, whichever is smaller.
+  [[nodiscard]] uint64_t max_memory_bytes() const noexcept;
+  // Bits of a guest-physical address, as the guest's CPUID says it.
+  [[nodiscard]] unsigned address_bits() const noexcept;
   // Bytes to map of a vCPU's descriptor for its run page (KVM_GET_VCPU_MMAP_SIZE).
   [[nodiscard]] size_t run_page_bytes() const noexcept { return run_page_bytes_; }
   // CPUID leaves this host can give a guest (KVM_GET_SUPPORTED_CPUID).

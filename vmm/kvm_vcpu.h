@@ -3,6 +3,10 @@
 //
 // KVM serialises a vCPU's ioctls, and KVM_RUN holds that lock: all but enter() and the run page may be used by
 // another thread while the vCPU's own thread is held by a stop.
+//
+// Asking KVM for registers costs a call each for two sets of them, and each call loads the vCPU on the host's
+// processor. But an exit can leave them in the run page (KVM API, 5, "kvm_valid_regs"), where they cost nearly
+// nothing. They are noted then, until the next entry, or until somebody changes them.
 #pragma once
 
 #include <linux/kvm.h>
@@ -12,6 +16,7 @@
 #include <expected>
 #include <span>
 
+#include "vmm/boot/image.h"
 #include "vmm/error.h"
 #include "vmm/kvm_system.h"
 #include "vmm/kvm_vm.h"
@@ -35,8 +40,16 @@ public:
 
   // The byte that makes KVM_RUN return at once. CONTEXT: the vCPU's own thread and its signal handler only.
   void set_immediate_exit(bool on) const noexcept;
-  // KVM_RUN. RETURNS: 0 where run() tells an exit, else the errno. CONTEXT: the vCPU's own thread.
-  [[nodiscard]] int enter() const noexcept;
+  // KVM_RUN. `note_registers`: they are noted as it returns, where KVM can do that.
+  // RETURNS: 0 where run() tells an exit, else the errno. CONTEXT: the vCPU's own thread.
+  [[nodiscard]] int enter(bool note_registers = false) const noexcept;
+  // Notes the registers by asking KVM, unless they are noted. A failure is for who reads them to find. CONTEXT: the
+  // vCPU's own thread, or under a stop.
+  void note_registers() const noexcept;
+  // Whoever changes registers by KVM's calls says so. CONTEXT: as registers().
+  void forget_noted() const noexcept;
+  // CONTEXT: as registers().
+  [[nodiscard]] bool noted() const noexcept;
   // The data of a KVM_EXIT_IO: `size * count` bytes in the run page; empty where KVM's numbers leave the page.
   [[nodiscard]] std::span<std::byte> io_data() const noexcept;
 
@@ -44,17 +57,22 @@ public:
   // 4.70). A guest without kvmclock is not told, which is no error.
   void note_guest_paused() const noexcept;
 
-  // RETURNS: kFailed, naming the ioctl. CONTEXT: the vCPU's own thread, or under a stop.
-  [[nodiscard]] std::expected<Registers, Error> registers() const;
-  // 32-bit flat protected mode without paging, as PVH starts vCPU 0 (xen/docs/misc/pvh.pandoc). The same.
-  [[nodiscard]] std::expected<void, Error> set_pvh_entry(uint64_t rip, uint64_t rbx) const;
+  // Those that are noted, else KVM is asked. `with_activity`: also whether it is halted or waits to be started,
+  // which KVM is asked in any case. RETURNS: kFailed, naming the ioctl. CONTEXT: the vCPU's own thread, or under a
+  // stop.
+  [[nodiscard]] std::expected<Registers, Error> registers(bool with_activity = true) const;
+  // Puts it where its boot protocol starts vCPU 0. The same.
+  [[nodiscard]] std::expected<void, Error> set_entry(const PvhEntry& entry) const;
+  [[nodiscard]] std::expected<void, Error> set_entry(const Linux64Entry& entry) const;
 
 private:
   explicit KvmVcpu(UniqueFd fd) noexcept : fd_(std::move(fd)) {}
+  [[nodiscard]] std::expected<void, Error> set_entry(const struct EntryState& state) const;
 
   UniqueFd fd_;
   kvm_run* run_ = nullptr;
   size_t run_bytes_ = 0;
+  bool exits_note_ = false; // KVM can leave registers in the run page
 };
 
 } // namespace stopvisor::vmm

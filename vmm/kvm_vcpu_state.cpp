@@ -5,15 +5,15 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <string>
+#include <utility>
 
 #include "vmm/kvm_list.h"
+#include "vmm/state/vcpu_access.h"
+#include "vmm/state/vcpu_msrs.h"
 #include "vmm/tsc.h"
 
 namespace stopvisor::vmm {
 namespace {
-
-constexpr size_t kXsaveBytes = sizeof(KvmXsave);
 
 Error ioctl_failed(const char* name) {
   return system_error("vCPU state", name, errno);
@@ -22,55 +22,27 @@ Error ioctl_failed(const char* name) {
 } // namespace
 
 std::expected<VcpuState, Error> VcpuState::save(const KvmVcpu& vcpu, const KvmSystem& system) {
-  const int fd = vcpu.fd();
   VcpuState state;
-  if (::ioctl(fd, KVM_GET_MP_STATE, &state.mp_state_) != 0)
-    return std::unexpected(ioctl_failed("KVM_GET_MP_STATE"));
-  if (::ioctl(fd, KVM_GET_REGS, &state.regs_) != 0)
-    return std::unexpected(ioctl_failed("KVM_GET_REGS"));
-  if (::ioctl(fd, KVM_GET_SREGS, &state.sregs_) != 0)
-    return std::unexpected(ioctl_failed("KVM_GET_SREGS"));
-  const auto needed = static_cast<size_t>(system.capability(KVM_CAP_XSAVE2));
-  state.xsave_.resize(std::max(needed, kXsaveBytes)); // KVM_SET_XSAVE reads as much, too
-  if (::ioctl(fd, needed > kXsaveBytes ? kKvmGetXsave2 : kKvmGetXsave, state.xsave_.data()) != 0)
-    return std::unexpected(ioctl_failed("KVM_GET_XSAVE"));
-  if (::ioctl(fd, KVM_GET_XCRS, &state.xcrs_) != 0)
-    return std::unexpected(ioctl_failed("KVM_GET_XCRS"));
-  if (::ioctl(fd, KVM_GET_DEBUGREGS, &state.debugregs_) != 0)
-    return std::unexpected(ioctl_failed("KVM_GET_DEBUGREGS"));
-  if (::ioctl(fd, KVM_GET_LAPIC, &state.lapic_) != 0)
-    return std::unexpected(ioctl_failed("KVM_GET_LAPIC"));
-  if (::ioctl(fd, KVM_GET_VCPU_EVENTS, &state.events_) != 0)
-    return std::unexpected(ioctl_failed("KVM_GET_VCPU_EVENTS"));
-  if (auto saved = state.save_msrs(fd, system); !saved)
-    return std::unexpected(saved.error());
+  auto msrs = state_msrs_of(vcpu.fd(), system);
+  if (!msrs)
+    return std::unexpected(msrs.error());
+  state.msrs_ = std::move(*msrs);
+  auto values = read_vcpu(vcpu, system, state.msrs_);
+  if (!values)
+    return std::unexpected(values.error());
+  state.values_ = std::move(*values);
+  // With these a reset would move the clock.
+  std::erase_if(state.values_.msrs, [](const kvm_msr_entry& msr) { return msr.index == kMsrTscAdjust; });
   return state;
-}
-
-// One by one: KVM lists MSRs that it then does not give on this CPU, and stops at the first of these.
-std::expected<void, Error> VcpuState::save_msrs(int fd, const KvmSystem& system) {
-  for (const uint32_t index : system.state_msrs()) {
-    if (index == kMsrTsc || index == kMsrTscAdjust)
-      continue;
-    KvmMsrs one(1);
-    one.head()->count = 1;
-    one.entries()[0].index = index;
-    const int got = ::ioctl(fd, kKvmGetMsrs, one.head());
-    if (got < 0)
-      return std::unexpected(ioctl_failed("KVM_GET_MSRS"));
-    if (got == 1)
-      msrs_.push_back(one.entries()[0]);
-  }
-  return {};
 }
 
 // A read-only MSR, or one that KVM gives but does not take back, keeps its value: one it cannot have changed.
 std::expected<void, Error> VcpuState::restore_msrs(int fd) const {
-  KvmMsrs list(msrs_.size());
+  KvmMsrs list(values_.msrs.size());
   size_t done = 0;
-  while (done < msrs_.size()) {
-    const size_t left = msrs_.size() - done;
-    std::copy(msrs_.begin() + static_cast<ptrdiff_t>(done), msrs_.end(), list.entries().begin());
+  while (done < values_.msrs.size()) {
+    const size_t left = values_.msrs.size() - done;
+    std::copy(values_.msrs.begin() + static_cast<ptrdiff_t>(done), values_.msrs.end(), list.entries().begin());
     list.head()->count = static_cast<uint32_t>(left);
     const int set = ::ioctl(fd, kKvmSetMsrs, list.head()); // how many, up to the first that was refused
     if (set < 0)
@@ -85,30 +57,31 @@ std::expected<void, Error> VcpuState::restore_msrs(int fd) const {
 // after all that can wake a vCPU.
 std::expected<void, Error> VcpuState::restore(const KvmVcpu& vcpu) const {
   const int fd = vcpu.fd();
+  vcpu.forget_noted();
   // KVM takes INIT and SIPI that are on their way when it is asked for the state (kvm_apic_accept_events()); left
   // there, they would start a vCPU that is to wait for those of the guest to come.
   kvm_mp_state now{};
   if (::ioctl(fd, KVM_GET_MP_STATE, &now) != 0)
     return std::unexpected(ioctl_failed("KVM_GET_MP_STATE"));
-  if (::ioctl(fd, KVM_SET_SREGS, &sregs_) != 0)
+  if (::ioctl(fd, KVM_SET_SREGS, &values_.sregs) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_SREGS"));
-  if (::ioctl(fd, KVM_SET_REGS, &regs_) != 0)
+  if (::ioctl(fd, KVM_SET_REGS, &values_.regs) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_REGS"));
-  if (::ioctl(fd, kKvmSetXsave, xsave_.data()) != 0)
+  if (::ioctl(fd, kKvmSetXsave, values_.xsave.data()) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_XSAVE"));
-  if (::ioctl(fd, KVM_SET_XCRS, &xcrs_) != 0)
+  if (::ioctl(fd, KVM_SET_XCRS, &values_.xcrs) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_XCRS"));
-  if (::ioctl(fd, KVM_SET_DEBUGREGS, &debugregs_) != 0)
+  if (::ioctl(fd, KVM_SET_DEBUGREGS, &values_.debugregs) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_DEBUGREGS"));
-  if (::ioctl(fd, KVM_SET_LAPIC, &lapic_) != 0)
+  if (::ioctl(fd, KVM_SET_LAPIC, &values_.lapic) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_LAPIC"));
   if (auto restored = restore_msrs(fd); !restored)
     return restored;
-  kvm_vcpu_events events = events_;
+  kvm_vcpu_events events = values_.events;
   events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR | KVM_VCPUEVENT_VALID_SHADOW;
   if (::ioctl(fd, KVM_SET_VCPU_EVENTS, &events) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_VCPU_EVENTS"));
-  if (::ioctl(fd, KVM_SET_MP_STATE, &mp_state_) != 0)
+  if (::ioctl(fd, KVM_SET_MP_STATE, &values_.mp_state) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_MP_STATE"));
   return {};
 }

@@ -2,8 +2,6 @@
 // The whole state of a vCPU, as KVM gives and takes it: what a reset goes back to.
 #pragma once
 
-#include <linux/kvm.h>
-
 #include <cstdint>
 #include <expected>
 #include <vector>
@@ -11,6 +9,7 @@
 #include "vmm/error.h"
 #include "vmm/kvm_system.h"
 #include "vmm/kvm_vcpu.h"
+#include "vmm/state/vcpu_values.h"
 
 namespace stopvisor::vmm {
 
@@ -21,20 +20,17 @@ public:
   // Puts it back, the TSC excepted: time goes on over a reset. CONTEXT and RETURNS as save().
   [[nodiscard]] std::expected<void, Error> restore(const KvmVcpu& vcpu) const;
 
+  // The MSRs that make up the state of this vCPU: state_msrs_of().
+  [[nodiscard]] const std::vector<uint32_t>& msrs() const noexcept { return msrs_; }
+  // What the guest is told of its processor, as KVM has it.
+  [[nodiscard]] const std::vector<kvm_cpuid_entry2>& cpuid() const noexcept { return values_.cpuid; }
+
 private:
   VcpuState() = default;
-  [[nodiscard]] std::expected<void, Error> save_msrs(int fd, const KvmSystem& system);
   [[nodiscard]] std::expected<void, Error> restore_msrs(int fd) const;
 
-  kvm_mp_state mp_state_{};
-  kvm_regs regs_{};
-  kvm_sregs sregs_{};
-  std::vector<std::byte> xsave_;
-  kvm_xcrs xcrs_{};
-  kvm_debugregs debugregs_{};
-  kvm_lapic_state lapic_{};
-  std::vector<kvm_msr_entry> msrs_;
-  kvm_vcpu_events events_{};
+  std::vector<uint32_t> msrs_;
+  VcpuValues values_;
 };
 
 } // namespace stopvisor::vmm

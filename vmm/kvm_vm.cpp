@@ -2,6 +2,7 @@
 #include "vmm/kvm_vm.h"
 
 #include <sys/ioctl.h>
+#include <time.h>
 
 #include <cerrno>
 #include <utility>
@@ -16,6 +17,8 @@ constexpr uint64_t kTssGpa = 0xfeff'd000;
 
 // From this many vCPUs on APIC ids need more than the 8 bits of xAPIC (255 is the broadcast id).
 constexpr uint32_t kFirstWideApicId = 255;
+
+constexpr uint32_t kClockRealtime = 4; // KVM_CLOCK_REALTIME, since 5.16
 
 Error ioctl_failed(const char* name) {
   return system_error("start VM", name, errno);
@@ -78,26 +81,76 @@ std::expected<void, Error> KvmVm::add_memory(const GuestMemory& memory) const {
 }
 
 std::expected<void, Error> KvmVm::remember() {
-  for (uint32_t chip = 0; chip < initial_.irqchips.size(); ++chip) {
-    initial_.irqchips[chip].chip_id = chip;
-    if (::ioctl(fd_.get(), KVM_GET_IRQCHIP, &initial_.irqchips[chip]) != 0)
-      return std::unexpected(ioctl_failed("KVM_GET_IRQCHIP"));
-  }
-  if (initial_.pit && ::ioctl(fd_.get(), KVM_GET_PIT2, &*initial_.pit) != 0)
-    return std::unexpected(ioctl_failed("KVM_GET_PIT2"));
+  auto now = controllers();
+  if (!now)
+    return std::unexpected(now.error());
+  initial_ = *now;
   return {};
 }
 
-std::expected<void, Error> KvmVm::reset() const {
-  for (kvm_irqchip chip : initial_.irqchips)
-    if (::ioctl(fd_.get(), KVM_SET_IRQCHIP, &chip) != 0)
+std::expected<ControllerValues, Error> KvmVm::controllers() const {
+  ControllerValues values;
+  for (uint32_t chip = 0; chip < values.irqchips.size(); ++chip) {
+    values.irqchips[chip].chip_id = chip;
+    if (::ioctl(fd_.get(), KVM_GET_IRQCHIP, &values.irqchips[chip]) != 0)
+      return std::unexpected(ioctl_failed("KVM_GET_IRQCHIP"));
+  }
+  if (has_pit() && ::ioctl(fd_.get(), KVM_GET_PIT2, &values.pit.emplace()) != 0)
+    return std::unexpected(ioctl_failed("KVM_GET_PIT2"));
+  return values;
+}
+
+// KVM tells the first PIC of what is pending at the second whenever it sets either of them, so the second comes
+// first: one set after the other would leave an interrupt there that nobody has, and a kernel that starts anew
+// takes it as vector 7, a device-not-available exception.
+std::expected<void, Error> KvmVm::set_irqchips(const ControllerValues& values) const {
+  static_assert(KVM_IRQCHIP_PIC_MASTER < KVM_IRQCHIP_PIC_SLAVE);
+  for (size_t chip = values.irqchips.size(); chip-- > 0;) {
+    kvm_irqchip state = values.irqchips[chip];
+    if (::ioctl(fd_.get(), KVM_SET_IRQCHIP, &state) != 0)
       return std::unexpected(ioctl_failed("KVM_SET_IRQCHIP"));
-  if (initial_.pit) {
-    kvm_pit_state2 pit = *initial_.pit;
-    if (::ioctl(fd_.get(), KVM_SET_PIT2, &pit) != 0)
-      return std::unexpected(ioctl_failed("KVM_SET_PIT2"));
   }
   return {};
+}
+
+std::expected<void, Error> KvmVm::set_pit(const ControllerValues& values) const {
+  if (values.pit.has_value() != has_pit())
+    return std::unexpected(
+        Error{"restore", "the PIT", has_pit() ? "it is missing" : "this KVM has none", Status::kFailed});
+  if (!values.pit)
+    return {};
+  kvm_pit_state2 pit = *values.pit;
+  if (::ioctl(fd_.get(), KVM_SET_PIT2, &pit) != 0)
+    return std::unexpected(ioctl_failed("KVM_SET_PIT2"));
+  return {};
+}
+
+std::expected<ClockValues, Error> KvmVm::clock() const {
+  kvm_clock_data data{};
+  if (::ioctl(fd_.get(), KVM_GET_CLOCK, &data) != 0)
+    return std::unexpected(ioctl_failed("KVM_GET_CLOCK"));
+  ClockValues values{data.clock, data.realtime};
+  if ((data.flags & kClockRealtime) == 0) {
+    timespec now{};
+    (void)::clock_gettime(CLOCK_REALTIME, &now); // there always is one
+    values.realtime_ns = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+  }
+  return values;
+}
+
+std::expected<void, Error> KvmVm::set_clock(const ClockValues& values) const {
+  kvm_clock_data data{};
+  data.clock = values.kvmclock_ns;
+  if (::ioctl(fd_.get(), KVM_SET_CLOCK, &data) != 0)
+    return std::unexpected(ioctl_failed("KVM_SET_CLOCK"));
+  return {};
+}
+
+// Who raises interrupts before who passes them on: the timer, then the PICs and the I/O APIC.
+std::expected<void, Error> KvmVm::reset() const {
+  if (auto done = set_pit(initial_); !done)
+    return done;
+  return set_irqchips(initial_);
 }
 
 std::expected<UniqueFd, Error> KvmVm::create_vcpu(uint32_t cpu) const {
@@ -105,6 +158,25 @@ std::expected<UniqueFd, Error> KvmVm::create_vcpu(uint32_t cpu) const {
   if (fd < 0)
     return std::unexpected(ioctl_failed("KVM_CREATE_VCPU"));
   return UniqueFd(fd);
+}
+
+std::expected<void, Error> KvmVm::add_irqfd(uint32_t gsi, int event) const {
+  kvm_irqfd irqfd{};
+  irqfd.fd = static_cast<uint32_t>(event);
+  irqfd.gsi = gsi;
+  if (::ioctl(fd_.get(), KVM_IRQFD, &irqfd) != 0)
+    return std::unexpected(ioctl_failed("KVM_IRQFD"));
+  return {};
+}
+
+std::expected<void, Error> KvmVm::add_ioeventfd(Gpa address, uint32_t bytes, int event) const {
+  kvm_ioeventfd ioeventfd{};
+  ioeventfd.addr = address.value;
+  ioeventfd.len = bytes;
+  ioeventfd.fd = event;
+  if (::ioctl(fd_.get(), KVM_IOEVENTFD, &ioeventfd) != 0)
+    return std::unexpected(ioctl_failed("KVM_IOEVENTFD"));
+  return {};
 }
 
 void KvmVm::set_irq_line(uint32_t gsi, bool level) const noexcept {

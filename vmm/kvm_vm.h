@@ -4,14 +4,13 @@
 
 #include <linux/kvm.h>
 
-#include <array>
 #include <cstdint>
 #include <expected>
-#include <optional>
 
 #include "vmm/error.h"
 #include "vmm/guest_memory.h"
 #include "vmm/kvm_system.h"
+#include "vmm/state/vm_values.h"
 #include "vmm/unique_fd.h"
 
 namespace stopvisor::vmm {
@@ -31,24 +30,35 @@ public:
   // Sets one interrupt line (KVM_IRQ_LINE). CONTEXT: any thread, does not block; a leaf.
   void set_irq_line(uint32_t gsi, bool level) const noexcept;
 
+  // Each time the eventfd is raised, `gsi` gets an edge (KVM_IRQFD). For the VM's life; a reset() keeps it.
+  // CONTEXT: before a vCPU runs. RETURNS: kFailed.
+  [[nodiscard]] std::expected<void, Error> add_irqfd(uint32_t gsi, int event) const;
+  // Each write of `bytes` bytes to `address` raises the eventfd in place of a KVM_RUN exit (KVM_IOEVENTFD).
+  // Context, life and errors: the same.
+  [[nodiscard]] std::expected<void, Error> add_ioeventfd(Gpa address, uint32_t bytes, int event) const;
+
   // Puts interrupt controllers and timer back to their state after create(). CONTEXT: under a stop.
   // RETURNS: kFailed, naming the ioctl.
   [[nodiscard]] std::expected<void, Error> reset() const;
 
-private:
-  // What reset() goes back to. One kvm_irqchip each: master PIC, slave PIC, I/O APIC.
-  struct State {
-    std::array<kvm_irqchip, 3> irqchips{};
-    std::optional<kvm_pit_state2> pit;
-  };
+  // CONTEXT, the next: under a stop, or before a vCPU runs. RETURNS: kFailed, naming the ioctl.
+  [[nodiscard]] std::expected<ControllerValues, Error> controllers() const;
+  // All but the timer, see set_pit().
+  [[nodiscard]] std::expected<void, Error> set_irqchips(const ControllerValues& values) const;
+  // Starts the timer as well, where it runs.
+  [[nodiscard]] std::expected<void, Error> set_pit(const ControllerValues& values) const;
+  [[nodiscard]] std::expected<ClockValues, Error> clock() const;
+  // kvmclock goes on from there.
+  [[nodiscard]] std::expected<void, Error> set_clock(const ClockValues& values) const;
 
+private:
   explicit KvmVm(UniqueFd fd) noexcept : fd_(std::move(fd)) {}
   [[nodiscard]] std::expected<void, Error> create_controllers(const KvmSystem& system, uint32_t cpus);
   [[nodiscard]] std::expected<void, Error> add_memory(const GuestMemory& memory) const;
   [[nodiscard]] std::expected<void, Error> remember();
 
   UniqueFd fd_;
-  State initial_;
+  ControllerValues initial_; // what reset() goes back to
 };
 
 } // namespace stopvisor::vmm

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/machine_description.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <string_view>
 #include <utility>
@@ -40,6 +41,10 @@ void write_interrupt(TreeWriter& tree, const MachineDescription& machine, uint32
 void write_chosen(TreeWriter& tree, const MachineDescription& machine) {
   const auto node = tree.node("chosen");
   tree.text("bootargs", machine.bootargs);
+  if (!machine.kernel.empty())
+    tree.text(kKernelProperty, machine.kernel);
+  if (!machine.initrd_path.empty())
+    tree.text(kInitrdProperty, machine.initrd_path);
   if (machine.initrd) {
     tree.number("linux,initrd-start", machine.initrd->start.value);
     tree.number("linux,initrd-end", machine.initrd->start.value + machine.initrd->size_bytes);
@@ -127,6 +132,14 @@ void write_cpu_device(TreeWriter& tree, const MachineDescription& machine,
   write_interrupt(tree, machine, device.gsi);
 }
 
+void write_keyboard(TreeWriter& tree, const MachineDescription& machine,
+                    const MachineDescription::Keyboard& keyboard) {
+  const auto node = tree.node(isa_unit("keyboard", keyboard.data_port));
+  tree.text("compatible", "pnpPNP,303");
+  tree.cells("reg", {kIoSpace, keyboard.data_port, 1, kIoSpace, keyboard.command_port, 1});
+  write_interrupt(tree, machine, keyboard.gsi);
+}
+
 void write_reset(TreeWriter& tree, const MachineDescription::Reset& reset) {
   const auto node = tree.node(isa_unit("reset", reset.port));
   tree.text("compatible", "stopvisor,reset-port-v1");
@@ -150,6 +163,8 @@ void write_isa(TreeWriter& tree, const MachineDescription& machine) {
     write_power(tree, machine, *machine.power);
   if (machine.cpu_device)
     write_cpu_device(tree, machine, *machine.cpu_device);
+  if (machine.keyboard)
+    write_keyboard(tree, machine, *machine.keyboard);
   for (const MachineDescription::Reset& reset : machine.resets)
     write_reset(tree, reset);
 }
@@ -162,13 +177,24 @@ void write_doorbell(TreeWriter& tree, const MachineDescription::Doorbell& doorbe
   tree.cells("stopvisor,signature-port", {doorbell.signature_port});
 }
 
+void write_virtio(TreeWriter& tree, const MachineDescription& machine, const MachineDescription::Virtio& device) {
+  const auto node = tree.node(unit("virtio", device.mmio.value));
+  tree.text("compatible", device.compatible + std::string(1, '\0') + "virtio,mmio"); // a list
+  tree.range("reg", device.mmio.value, device.mmio_bytes);
+  write_interrupt(tree, machine, device.gsi);
+  for (const machine::Property& property : device.properties)
+    property.text ? tree.text(property.name.c_str(), *property.text) : tree.flag(property.name.c_str());
+}
+
 void write_root(TreeWriter& tree, const MachineDescription& machine) {
   const auto node = tree.node("");
   tree.cells("#address-cells", {2});
   tree.cells("#size-cells", {2});
-  tree.text("compatible", "stopvisor,machine-v1");
+  tree.text("compatible", kMachineCompatible);
   tree.text("model", "Stopvisor virtual machine");
-  tree.text("stopvisor,name", machine.name);
+  tree.text(kNameProperty, machine.name);
+  if (!machine.memory_backing.empty())
+    tree.text(kBackingProperty, machine.memory_backing);
   if (machine.interrupt_controllers)
     tree.cells("interrupt-parent", {kIoApicPhandle});
   write_chosen(tree, machine);
@@ -179,6 +205,19 @@ void write_root(TreeWriter& tree, const MachineDescription& machine) {
   write_isa(tree, machine);
   if (machine.doorbell)
     write_doorbell(tree, *machine.doorbell);
+  for (const MachineDescription::Virtio& device : machine.virtio)
+    write_virtio(tree, machine, device);
+}
+
+// It would end the text for whoever reads the tree.
+bool has_nul(const MachineDescription& machine) {
+  const auto within = [](const std::string& text) { return text.find('\0') != std::string::npos; };
+  return within(machine.name) || within(machine.bootargs) || within(machine.kernel) ||
+         within(machine.initrd_path) || std::ranges::any_of(machine.virtio, [&](const machine::Virtio& device) {
+           return std::ranges::any_of(device.properties, [&](const machine::Property& property) {
+             return property.text && within(*property.text);
+           });
+         });
 }
 
 std::unexpected<Error> refuse(std::string reason, Status status) {
@@ -192,7 +231,7 @@ std::expected<std::vector<std::byte>, Error> describe_machine(const MachineDescr
     return refuse("no memory", Status::kUsage);
   if (machine.cpus == 0)
     return refuse("no vCPU", Status::kUsage);
-  if (machine.name.find('\0') != std::string::npos || machine.bootargs.find('\0') != std::string::npos)
+  if (has_nul(machine))
     return refuse("a NUL in a text", Status::kUsage);
   // libfdt writes into a buffer of fixed size: try again with a larger one.
   for (size_t size = kFirstTreeBytes; size <= kMaxTreeBytes; size *= 2) {

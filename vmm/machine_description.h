@@ -5,18 +5,25 @@
 // be read back. Nodes follow the kernel's bindings where there are any (x86: intel,ce4100-*; ns16550a; ISA
 // addresses are <1 port size>, unit address "i" and the port); ours are "stopvisor,*":
 //
-//   /                     compatible "stopvisor,machine-v1", stopvisor,name, interrupt-parent: the I/O APIC
-//   /chosen               bootargs, linux,initrd-start and -end, stdout-path
+//   /                     compatible "stopvisor,machine-v1", stopvisor,name, stopvisor,memory-backing,
+//                         interrupt-parent: the I/O APIC
+//   /chosen               bootargs, linux,initrd-start and -end, stdout-path; stopvisor,kernel and
+//   stopvisor,initrd:
+//                         paths on the host
 //   /cpus/cpu@N           reg: APIC id; status "disabled" where the guest is to wait until the CPU device wants it
 //   /memory@BASE          one per memory slot
 //   /interrupt-controller@fec00000 (I/O APIC), @fee00000 (local APIC), /isa/interrupt-controller@i20 (PICs)
 //   /isa/timer@i40        PIT
 //   /isa/serial@iPORT     ns16550a
+//   /isa/keyboard@i60     the keyboard controller
 //   /isa/power@iPORT      stopvisor,power-v1: power-off, reset, power button (guest/probe_abi.h)
 //   /isa/cpu-device@iPORT stopvisor,cpus-v1: vCPUs that come and go; reg is its registers, 4 bytes for each vCPU,
 //   and
 //                         signature and number of possible vCPUs
 //   /isa/reset@iPORT      stopvisor,reset-port-v1: writing `value` under `mask` there resets the machine
+//   /virtio@GPA           "stopvisor,block-v1" and the like, then "virtio,mmio"; stopvisor,path and what else the
+//   kind
+//                         needs (docs/reference/devices.md)
 //   /doorbell@GPA         stopvisor,doorbell-v1: reg is its MMIO, stopvisor,ports and stopvisor,signature-port
 //                         its I/O ports
 #pragma once
@@ -33,6 +40,13 @@
 #include "vmm/error.h"
 
 namespace stopvisor::vmm {
+
+inline constexpr const char* kMachineCompatible = "stopvisor,machine-v1";
+inline constexpr const char* kNameProperty = "stopvisor,name";
+inline constexpr const char* kBackingProperty = "stopvisor,memory-backing";
+inline constexpr const char* kKernelProperty = "stopvisor,kernel";
+inline constexpr const char* kInitrdProperty = "stopvisor,initrd";
+inline constexpr const char* kIoApicPath = "/interrupt-controller@fec00000";
 
 // The parts, outside of the whole so that std::optional sees them complete.
 namespace machine {
@@ -67,10 +81,31 @@ struct CpuDevice {
   uint32_t gsi = 0;
 };
 
+struct Keyboard {
+  uint16_t data_port = 0;
+  uint16_t command_port = 0;
+  uint32_t gsi = 0;
+};
+
 struct Reset {
   uint16_t port = 0;
   uint8_t value = 0;
   uint8_t mask = 0xff;
+};
+
+// Of a virtio device, by name ("stopvisor,path"); without a text it is a flag.
+struct Property {
+  std::string name;
+  std::optional<std::string> text;
+  bool operator==(const Property&) const = default;
+};
+
+struct Virtio {
+  std::string compatible; // what device it is (vmm/virtio/device_table.h), before "virtio,mmio"
+  Gpa mmio;
+  uint64_t mmio_bytes = 0x1000;
+  uint32_t gsi = 0;
+  std::vector<Property> properties; // all that is needed to make it again
 };
 
 struct Initrd {
@@ -86,11 +121,16 @@ struct MachineDescription {
   using Doorbell = machine::Doorbell;
   using Power = machine::Power;
   using CpuDevice = machine::CpuDevice;
+  using Keyboard = machine::Keyboard;
   using Reset = machine::Reset;
+  using Virtio = machine::Virtio;
   using Initrd = machine::Initrd;
 
   std::string name;
   std::vector<Memory> memory;
+  std::string memory_backing; // as users write it; empty: not said
+  std::string kernel;         // paths on the host; empty: the built-in guest, none
+  std::string initrd_path;
   uint32_t cpus = 1; // possible ones: APIC ids 0 .. cpus - 1
   stopper::CpuMask enabled_cpus = stopper::CpuMask::first_n(stopper::kMaxCpus);
   bool interrupt_controllers = true; // local APICs, I/O APIC and PICs, where KVM's irqchip has them
@@ -99,7 +139,9 @@ struct MachineDescription {
   std::optional<Doorbell> doorbell;
   std::optional<Power> power;
   std::optional<CpuDevice> cpu_device;
+  std::optional<Keyboard> keyboard;
   std::vector<Reset> resets;
+  std::vector<Virtio> virtio; // in the order of their slots
   std::string bootargs;
   std::optional<Initrd> initrd;
 };

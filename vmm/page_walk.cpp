@@ -50,8 +50,11 @@ public:
       : operation_(operation), gva_(gva.value), registers_(registers), memory_(memory), mode_(mode_of(registers)) {}
 
   std::expected<Translation, Error> run();
+  // Of the block that run() ended at.
+  [[nodiscard]] uint64_t block_bytes() const { return level_ == 0 ? kLargestBlock : 1ULL << page_shift(level_); }
 
 private:
+  static constexpr uint64_t kLargestBlock = 1ULL << 47; // no address of such a block has a table
   [[nodiscard]] std::unexpected<Error> refuse(std::string reason) const {
     return std::unexpected(
         Error{std::string(operation_), "gva:" + to_hex(gva_), std::move(reason), Status::kFailed});
@@ -71,6 +74,7 @@ private:
   const Registers& registers_;
   const GuestMemory& memory_;
   Mode mode_;
+  unsigned level_ = 0;                  // that was looked at last; 0: none yet
   uint64_t rights_ = kWritable | kUser; // what every level so far allows
   bool no_execute_ = false;             // what any level so far forbids
 };
@@ -174,6 +178,7 @@ std::expected<Translation, Error> Walk::run() {
 
   uint64_t table = top_table();
   for (unsigned level = top_level(); level != 0; --level) {
+    level_ = level;
     const auto entry = read_entry(entry_gpa(table, level), level);
     if (!entry)
       return std::unexpected(entry.error());
@@ -192,6 +197,14 @@ std::expected<Translation, Error> Walk::run() {
 std::expected<Translation, Error> translate(std::string_view operation, Gva gva, const Registers& registers,
                                             const GuestMemory& memory) {
   return Walk(operation, gva, registers, memory).run();
+}
+
+Block block_at(Gva gva, const Registers& registers, const GuestMemory& memory) {
+  Walk walk("", gva, registers, memory);
+  const auto page = walk.run();
+  if (page)
+    return {*page, page->page_bytes};
+  return {std::nullopt, walk.block_bytes()};
 }
 
 } // namespace stopvisor::vmm

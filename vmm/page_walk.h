@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <expected>
+#include <optional>
 #include <string_view>
 
 #include "vmm/address.h"
@@ -33,5 +34,14 @@ struct Translation {
 // entry is not present, has reserved bits set, or lies outside memory; each names level, place and entry.
 [[nodiscard]] std::expected<Translation, Error> translate(std::string_view operation, Gva gva,
                                                           const Registers& registers, const GuestMemory& memory);
+
+// What the tables say of the block that `gva` lies in: a page, or a hole of which no byte is mapped.
+struct Block {
+  std::optional<Translation> page;
+  uint64_t bytes = 0; // of the whole block, a power of two it is aligned to
+};
+
+// As translate(), for those who walk over a range and need no words for what is not there.
+[[nodiscard]] Block block_at(Gva gva, const Registers& registers, const GuestMemory& memory);
 
 } // namespace stopvisor::vmm

@@ -16,6 +16,8 @@ struct Segment {
   bool present = false;
   bool long_mode = false;
   bool default_32 = false;
+
+  bool operator==(const Segment&) const = default;
 };
 
 struct Registers {
@@ -30,6 +32,7 @@ struct Registers {
   bool halted = false;  // in HLT
   bool waiting = false; // not started: waits for INIT/SIPI
 
+  bool operator==(const Registers&) const = default;
   [[nodiscard]] unsigned cpl() const noexcept { return ss.dpl; }
 };
 

@@ -23,9 +23,20 @@ constexpr const char* kOperation = "serial output";
 // PIPE_BUF: a pipe that polls writable takes this much without blocking.
 constexpr size_t kChunkBytes = 4096;
 
-// A descriptor of our own on what `fd` refers to. O_NONBLOCK belongs to the open file and so to everybody who
-// shares it (the shell, on a terminal): terminals and pipes are opened anew to be made nonblocking.
-UniqueFd own_descriptor(int fd) {
+bool is_socket(int fd) {
+  struct stat status{};
+  return ::fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
+}
+
+} // namespace
+
+std::string note_of_dropped(uint64_t bytes) {
+  return "\r\n[stopvisor: " + std::to_string(bytes) + " bytes of output dropped]\r\n";
+}
+
+// O_NONBLOCK belongs to the open file and so to everybody who shares it (the shell, on a terminal): terminals and
+// pipes are opened anew to be made nonblocking.
+UniqueFd own_output(int fd) {
   struct stat status{};
   if (::fstat(fd, &status) == 0 && (S_ISFIFO(status.st_mode) || ::isatty(fd) == 1)) {
     const std::string path = "/proc/self/fd/" + std::to_string(fd);
@@ -36,13 +47,6 @@ UniqueFd own_descriptor(int fd) {
   return UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
 }
 
-bool is_socket(int fd) {
-  struct stat status{};
-  return ::fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
-}
-
-} // namespace
-
 std::expected<std::unique_ptr<SerialOutput>, Error> SerialOutput::to_file(const std::string& path) {
   UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, 0666));
   if (!file)
@@ -51,7 +55,7 @@ std::expected<std::unique_ptr<SerialOutput>, Error> SerialOutput::to_file(const 
 }
 
 std::expected<std::unique_ptr<SerialOutput>, Error> SerialOutput::to_fd(int fd) {
-  UniqueFd target = own_descriptor(fd);
+  UniqueFd target = own_output(fd);
   if (!target)
     return std::unexpected(system_error(kOperation, "descriptor " + std::to_string(fd), errno));
   return start(std::move(target));
@@ -137,8 +141,7 @@ size_t SerialOutput::take(std::span<std::byte> chunk) {
   filled_.wait(guard, [this] { return count_ != 0 || end_; });
   size_t size = 0;
   if (dropped_unnoted_ != 0) {
-    const std::string note =
-        "\r\n[stopvisor: " + std::to_string(std::exchange(dropped_unnoted_, 0)) + " bytes of output dropped]\r\n";
+    const std::string note = note_of_dropped(std::exchange(dropped_unnoted_, 0));
     std::memcpy(chunk.data(), note.data(), note.size());
     size = note.size();
   }

@@ -32,6 +32,13 @@ public:
   virtual void put(std::byte byte) noexcept = 0;
 };
 
+// What stands in the place of bytes that a reader was too slow for.
+[[nodiscard]] std::string note_of_dropped(uint64_t bytes);
+
+// A descriptor of our own on what `fd` refers to, nonblocking where that is a terminal or a pipe, without making
+// the caller's so. Empty, with errno set, for a bad one.
+[[nodiscard]] UniqueFd own_output(int fd);
+
 class SerialOutput final : public ByteSink {
 public:
   static constexpr size_t kBufferBytes = 1 << 20;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/units.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <limits>
@@ -14,13 +15,15 @@ struct Unit {
   uint64_t factor;
 };
 
-constexpr std::array<Unit, 7> kSizeUnits{{{"", 1},
+constexpr std::array<Unit, 9> kSizeUnits{{{"", 1},
                                           {"K", 1u << 10},
                                           {"k", 1u << 10},
                                           {"M", 1u << 20},
                                           {"m", 1u << 20},
                                           {"G", 1u << 30},
-                                          {"g", 1u << 30}}};
+                                          {"g", 1u << 30},
+                                          {"T", 1ULL << 40},
+                                          {"t", 1ULL << 40}}};
 constexpr std::array<Unit, 3> kDurationUnits{{{"us", 1'000}, {"ms", 1'000'000}, {"s", 1'000'000'000}}};
 
 // What the two kinds of quantity are called in errors.
@@ -29,6 +32,29 @@ struct Kind {
   const char* units;
   uint64_t limit;
 };
+
+// The digits after a number's point, as a fraction of 10 to the power of their count.
+struct Fraction {
+  uint64_t digits = 0;
+  uint64_t scale = 1;
+};
+constexpr size_t kMaxFractionDigits = 6; // scale times the largest unit stays within 64 bits
+
+// Takes ".5" off the front of `text`. RETURNS: nothing where there is no point, or not 1 to 6 digits after it.
+std::optional<Fraction> take_fraction(std::string_view& text) {
+  if (!text.starts_with('.'))
+    return std::nullopt;
+  const size_t end = std::min(text.find_first_not_of("0123456789", 1), text.size());
+  if (end == 1 || end > 1 + kMaxFractionDigits)
+    return std::nullopt;
+  Fraction fraction;
+  for (const char digit : text.substr(1, end - 1)) {
+    fraction.digits = fraction.digits * 10 + static_cast<uint64_t>(digit - '0');
+    fraction.scale *= 10;
+  }
+  text.remove_prefix(end);
+  return fraction;
+}
 
 template <size_t N>
 std::expected<uint64_t, Error> parse_quantity(std::string_view operation, std::string_view text, const Kind& kind,
@@ -44,13 +70,19 @@ std::expected<uint64_t, Error> parse_quantity(std::string_view operation, std::s
   if (error != std::errc{})
     return usage(too_large);
 
-  const std::string_view suffix = text.substr(static_cast<size_t>(end - text.data()));
+  std::string_view suffix = text.substr(static_cast<size_t>(end - text.data()));
+  const Fraction fraction = take_fraction(suffix).value_or(Fraction{});
   for (const Unit& unit : units) {
     if (suffix != unit.name)
       continue;
     if (number > kind.limit / unit.factor)
       return usage(too_large);
-    return number * unit.factor;
+    const uint64_t part = fraction.digits * unit.factor;
+    if (part % fraction.scale != 0)
+      return usage(std::string(kind.noun) + " is not a whole number of the smallest unit");
+    if (part / fraction.scale > kind.limit - number * unit.factor)
+      return usage(too_large);
+    return number * unit.factor + part / fraction.scale;
   }
   if (suffix.empty())
     return usage(std::string(kind.noun) + " lacks a unit: expected " + kind.units);
@@ -60,7 +92,7 @@ std::expected<uint64_t, Error> parse_quantity(std::string_view operation, std::s
 } // namespace
 
 std::expected<uint64_t, Error> parse_size(std::string_view operation, std::string_view text) {
-  return parse_quantity(operation, text, {"size", "K, M, G or nothing", std::numeric_limits<uint64_t>::max()},
+  return parse_quantity(operation, text, {"size", "K, M, G, T or nothing", std::numeric_limits<uint64_t>::max()},
                         kSizeUnits);
 }
 

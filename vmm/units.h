@@ -16,13 +16,15 @@
 
 namespace stopvisor::vmm {
 
-// Parses a whole number of bytes: decimal digits, then nothing, K, M or G (powers of 1024; also k, m, g).
-// `operation` is what the number is for, as in "run: --memory". CONTEXT: any thread, does not block.
-// RETURNS: bytes; kUsage where the text is empty, is no number, has another unit, or exceeds 64 bits.
+// Parses a whole number of bytes: decimal digits, then nothing, K, M, G or T (powers of 1024; also k, m, g, t). Up
+// to six digits after a point are taken where the result is whole: "1.5G". `operation` is what the number is for,
+// as in "run: --memory". CONTEXT: any thread, does not block. RETURNS: bytes; kUsage where the text is empty, is no
+// number, has another unit, or exceeds 64 bits.
 [[nodiscard]] std::expected<uint64_t, Error> parse_size(std::string_view operation, std::string_view text);
 
-// Parses a duration: decimal digits, then us, ms or s. The unit is required: a bare number is a mistake waiting.
-// CONTEXT: any thread, does not block. RETURNS: as parse_size; durations end at about 292 years.
+// Parses a duration: a number as above, then us, ms or s (to the nanosecond). The unit is required: a bare number
+// is a mistake waiting. CONTEXT: any thread, does not block. RETURNS: as parse_size; durations end at about 292
+// years.
 [[nodiscard]] std::expected<std::chrono::nanoseconds, Error> parse_duration(std::string_view operation,
                                                                             std::string_view text);
 

@@ -10,6 +10,23 @@ void make_this_thread_urgent() noexcept {
   (void)::sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest);
 }
 
+void make_this_thread_ordinary() noexcept {
+  const sched_param none{};
+  // Lowering is always allowed, taking the flag back is not (sched(7): it needs CAP_SYS_NICE).
+  (void)::sched_setscheduler(0, SCHED_OTHER | SCHED_RESET_ON_FORK, &none);
+}
+
+OrdinaryForAWhile::OrdinaryForAWhile() noexcept
+    : was_urgent_((::sched_getscheduler(0) & ~SCHED_RESET_ON_FORK) == SCHED_FIFO) {
+  if (was_urgent_)
+    make_this_thread_ordinary();
+}
+
+OrdinaryForAWhile::~OrdinaryForAWhile() {
+  if (was_urgent_)
+    make_this_thread_urgent();
+}
+
 bool may_lift_threads() noexcept {
   const int policy = ::sched_getscheduler(0);
   sched_param before{};

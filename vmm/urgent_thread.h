@@ -12,6 +12,21 @@ namespace stopvisor::vmm {
 // the rest of its life; threads and processes it makes are as others. Does nothing where the process may not.
 // CONTEXT: a thread that serves requests for stops and otherwise blocks.
 void make_this_thread_urgent() noexcept;
+// Takes that back. CONTEXT: the thread itself.
+void make_this_thread_ordinary() noexcept;
+
+// The same for work that may take long, above all where a guest decides how long: the thread is ordinary while this
+// lives, and then again as it was.
+class OrdinaryForAWhile {
+public:
+  OrdinaryForAWhile() noexcept;
+  ~OrdinaryForAWhile();
+  OrdinaryForAWhile(const OrdinaryForAWhile&) = delete;
+  OrdinaryForAWhile& operator=(const OrdinaryForAWhile&) = delete;
+
+private:
+  const bool was_urgent_;
+};
 
 // Whether this process may lift threads so, as stops do with whoever is late. CONTEXT: any thread; it is lifted and
 // lowered again.

@@ -18,7 +18,7 @@ void VcpuThread::finish_instruction() noexcept {
   while (incomplete_) {
     incomplete_ = false;
     vcpu_.set_immediate_exit(true); // cleared at the top of the loop, which then looks for work again
-    const int error = vcpu_.enter();
+    const int error = vcpu_.enter(around_.register_wishes.any());
     if (error == 0)
       serve_exit();
     else if (error != EINTR && error != EAGAIN)

@@ -30,6 +30,7 @@
 
 #include "vmm/exit_report.h"
 #include "vmm/kick_signal.h"
+#include "vmm/serialise.h"
 
 namespace stopvisor::vmm {
 namespace {
@@ -163,8 +164,12 @@ void VcpuThread::loop() noexcept {
 }
 
 void VcpuThread::enter_guest() noexcept {
+  if (const uint64_t written = around_.written.count(); written != written_) { // it may have been code
+    written_ = written;
+    serialise_this_processor();
+  }
   incomplete_ = false; // KVM finishes the instruction as it enters
-  const int error = vcpu_.enter();
+  const int error = vcpu_.enter(around_.register_wishes.any());
   const uint32_t reason = error == 0 ? vcpu_.run().exit_reason : uint32_t{KVM_EXIT_INTR};
   activity_ = reason;
   // relaxed, all three: counters to look at, which publish nothing.
@@ -192,6 +197,8 @@ void VcpuThread::run_works() noexcept {
   if (!noted_out_)
     around_.machine.note_out(cpu_, activity_);
   noted_out_ = false;
+  if (around_.register_wishes.any())
+    vcpu_.note_registers(); // by all vCPUs at once, instead of one by one once all are held
   around_.machine.run_works(cpu_);
   vcpu_.note_guest_paused();
 }

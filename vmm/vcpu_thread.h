@@ -18,9 +18,11 @@
 #include "vmm/guest_memory.h"
 #include "vmm/guest_request.h"
 #include "vmm/kvm_vcpu.h"
+#include "vmm/register_wishes.h"
 #include "vmm/test_hooks.h"
 #include "vmm/thread_priority.h"
 #include "vmm/vm_life.h"
+#include "vmm/written_pages.h"
 
 namespace stopvisor::vmm {
 
@@ -32,6 +34,8 @@ struct VcpuSurroundings {
   const GuestMemory& memory;
   const VcpuHookPoint& hooks;
   VmLife& life;
+  const WrittenPages& written;
+  const RegisterWishes& register_wishes;
   std::function<std::string()> crash_note; // lines to add to the report of a crash the guest reported
 };
 
@@ -124,6 +128,7 @@ private:
   bool incomplete_ = false; // an I/O or MMIO exit was served, KVM has not finished the instruction (rule 2)
   bool noted_out_ = false;  // note_out() was called for the works to come
   uint32_t activity_ = kNoExit;
+  uint64_t written_ = 0; // what the host had written to guest memory when this thread last serialised
   GuestRequest request_ = GuestRequest::kNone;
   bool told_to_leave_ = false; // while offline
 

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "vmm/console_session.h"
 #include "vmm/tsc.h"
 #include "vmm/vm_parts.h"
 
@@ -34,11 +35,35 @@ void Vm::request_end(VmEnd end) noexcept {
   parts_->life.end(std::move(end));
 }
 
-std::expected<void, Error> Vm::press_power_button() {
-  if (const VmState now = state(); now == VmState::kCreated || now == VmState::kEnded)
-    return std::unexpected(Error{"shutdown", config().name, "the VM is not running", Status::kFailed});
-  parts_->power.press();
+std::expected<void, Error> Vm::Parts::check_takes_keys() const {
+  if (life.ending())
+    return std::unexpected(Error{"shutdown", config.name, "the VM is ending already", Status::kFailed});
+  if (!started.load(std::memory_order_acquire)) // pairs with start()
+    return std::unexpected(Error{"shutdown", config.name, "the VM has not started yet", Status::kFailed});
   return {};
+}
+
+std::expected<void, Error> Vm::press_power_button() {
+  if (auto runs = parts_->check_takes_keys(); !runs)
+    return runs;
+  // A guest has a driver for one of them: the probe guest for ours, others for ACPI's.
+  parts_->power.press();
+  parts_->acpi_power.press_button();
+  return {};
+}
+
+std::expected<void, Error> Vm::press_ctrl_alt_del() {
+  if (auto runs = parts_->check_takes_keys(); !runs)
+    return runs;
+  if (!parts_->keyboard.press_ctrl_alt_del())
+    return std::unexpected(
+        Error{"shutdown", config().name, "the guest does not read its keyboard", Status::kRefused});
+  parts_->tell("Ctrl-Alt-Del was pressed");
+  return {};
+}
+
+void Vm::tell_events_to(std::function<void(const std::string&)> listener) {
+  parts_->listener = std::move(listener);
 }
 
 const VmConfig& Vm::config() const noexcept {
@@ -68,13 +93,47 @@ VcpuStatus Vm::vcpu_status(uint32_t cpu) const {
 }
 
 std::vector<WorkerStatus> Vm::worker_status() const {
-  const DeviceWorker& worker = parts_->doorbell_worker;
-  return {{worker.name(), worker.participant(), worker.thread_id(), worker.jobs_done()}};
+  std::vector<WorkerStatus> list;
+  for (const auto& worker : parts_->workers)
+    list.push_back({worker->name(), worker->participant(), worker->thread_id(), worker->jobs_done()});
+  return list;
+}
+
+std::vector<DeviceStatus> Vm::device_status() const {
+  std::vector<DeviceStatus> list;
+  for (const auto& slot : parts_->slots)
+    list.push_back(slot->status());
+  return list;
+}
+
+std::vector<int> Vm::disk_images() const {
+  std::vector<int> images;
+  for (const auto& slot : parts_->slots)
+    if (const int image = slot->device().image(); image >= 0)
+      images.push_back(image);
+  return images;
 }
 
 uint64_t Vm::resets() const noexcept {
   return parts_->resets.load(std::memory_order_relaxed);
 } // a counter by itself
+
+std::string Vm::last_reset_by() const {
+  const char* const by = parts_->reset_by.load(std::memory_order_relaxed); // a word by itself
+  return resets() == 0 || by == nullptr ? "" : by;
+}
+
+bool Vm::panicked() const noexcept {
+  return parts_->pvpanic.panicked();
+}
+
+uint64_t Vm::panics() const noexcept {
+  return parts_->pvpanic.panics();
+}
+
+uint64_t Vm::ctrl_alt_dels() const noexcept {
+  return parts_->keyboard.chords();
+}
 
 DoorbellCounts Vm::doorbell_counts() const {
   return parts_->doorbell.total();
@@ -86,6 +145,24 @@ DoorbellCounts Vm::doorbell_counts(uint32_t cpu) const {
 const GuestMemory& Vm::memory() const noexcept {
   return parts_->memory;
 }
+WrittenPages& Vm::written_pages() noexcept {
+  return parts_->written_pages;
+}
+FreezePlace& Vm::freeze_place() noexcept {
+  return parts_->freeze_place;
+}
+std::vector<std::byte> Vm::console_log() const {
+  return parts_->console_ring.kept();
+}
+
+std::expected<void, Error> Vm::serve_console(int fd, std::span<const std::byte> early) {
+  auto session = ConsoleSession::start(parts_->console_ring, parts_->serial);
+  if (!session)
+    return std::unexpected(session.error());
+  (*session)->serve(fd, early);
+  return {};
+}
+
 std::vector<std::byte> Vm::device_tree() const {
   const std::lock_guard guard(parts_->tree_lock);
   return parts_->device_tree;
@@ -97,16 +174,27 @@ stopper::StopMachine& Vm::stop_machine() noexcept {
   return parts_->machine;
 }
 
-std::expected<Registers, Error> Vm::registers(uint32_t cpu) const {
+RegisterWishes& Vm::register_wishes() noexcept {
+  return parts_->register_wishes;
+}
+
+std::expected<Registers, Error> Vm::registers(uint32_t cpu, bool with_activity) const {
   if (auto known = parts_->check_cpu("registers", cpu); !known)
     return std::unexpected(known.error());
-  return parts_->vcpus[cpu].thread.vcpu().registers();
+  return parts_->vcpus[cpu].thread.vcpu().registers(with_activity);
 }
 
 std::expected<uint64_t, Error> Vm::tsc(uint32_t cpu) const {
   if (auto known = parts_->check_cpu("registers", cpu); !known)
     return std::unexpected(known.error());
   return KvmTscAccess(parts_->vcpus[cpu].thread.vcpu()).msr(kMsrTsc);
+}
+
+std::expected<std::vector<StateSection>, Error> Vm::save_state() {
+  return parts_->save_state();
+}
+std::expected<void, Error> Vm::restore_state(std::span<const StateSection> sections, RestoreChoices choices) {
+  return parts_->restore_state(sections, choices);
 }
 
 Error Vm::explain(const std::string& operation, const stopper::StopError& error) const {

@@ -9,19 +9,32 @@
 #include <chrono>
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "stopper/native.h"
+#include "vmm/device_counter.h"
 #include "vmm/devices/doorbell.h"
+#include "vmm/disk_config.h"
 #include "vmm/error.h"
+#include "vmm/freeze_place.h"
 #include "vmm/guest_memory.h"
+#include "vmm/net_config.h"
+#include "vmm/register_wishes.h"
 #include "vmm/registers.h"
+#include "vmm/restore_choices.h"
+#include "vmm/state/section.h"
 #include "vmm/test_hooks.h"
+#include "vmm/written_pages.h"
 
 namespace stopvisor::vmm {
+
+class AbsentMemory;
+class MemoryOrigin;
 
 enum class SerialTarget { kTerminal, kFile, kNone };
 
@@ -31,12 +44,15 @@ struct VmConfig {
   uint32_t max_cpus = 0; // as many as there may be; 0: as many as cpus, 32 where KVM takes that many
   uint64_t memory_bytes = 256ULL << 20;
   MemoryBacking backing = MemoryBacking::kAnonymous;
-  std::string kernel; // path of a PVH ELF; empty: the built-in probe guest
+  std::string kernel; // path of a PVH ELF or a Linux bzImage; empty: the built-in probe guest
   std::string initrd; // path, may be empty
   std::string cmdline;
+  std::vector<DiskConfig> disks; // in the order of their numbers
+  std::vector<NetConfig> nets;   // network devices, in the order of their numbers
   SerialTarget serial = SerialTarget::kNone;
   std::string serial_path; // for kFile
   bool start_held = false; // one hold is taken before the first guest instruction
+  bool bare = false;       // nothing is booted: restore_state() and the caller's memory take the place of it
 };
 
 // How a guest's life ended.
@@ -79,6 +95,17 @@ struct WorkerStatus {
   uint64_t jobs_done = 0;
 };
 
+// A virtio device, read without stopping it.
+struct DeviceStatus {
+  std::string name; // its worker's as well
+  uint32_t slot = 0;
+  bool driven = false;                 // a driver in the guest has taken it
+  uint64_t requests = 0;               // chains of buffers given back to the driver, since the VM started
+  std::string broken;                  // why it rests until the driver resets it; "" where it does not
+  std::string trouble;                 // what of the host keeps it from its work; "" where nothing does
+  std::vector<DeviceCounter> counters; // of its kind, since the VM started; each by itself
+};
+
 class Vm {
 public:
   // Opens KVM, maps memory, loads the kernel, makes vCPUs and devices. No vCPU runs yet.
@@ -98,11 +125,17 @@ public:
   // Blocks until the guest has ended, then joins the vCPU threads. CONTEXT: not a vCPU thread, nor one inside a
   // callback; several threads may wait.
   VmEnd wait_for_end();
+  // From now on `listener` is told, in words for people, what happens to the VM: resets, keys. CONTEXT: before
+  // start(). It is called on any thread, several at once, and may block for as long as writing a line takes.
+  void tell_events_to(std::function<void(const std::string&)> listener);
   // Asks every vCPU thread to leave, also out of a hold. CONTEXT: any thread, also a vCPU thread's
   // device code; does not block. The first reason given wins.
   void request_end(VmEnd end) noexcept;
   // Presses the power button; the guest decides. CONTEXT: any thread, does not block.
   [[nodiscard]] std::expected<void, Error> press_power_button();
+  // Presses Ctrl, Alt and Delete, and lets them go; the guest decides. CONTEXT: the same. RETURNS: kRefused where
+  // the guest does not read its keyboard (one that is held does so later, once).
+  [[nodiscard]] std::expected<void, Error> press_ctrl_alt_del();
 
   // Adds a vCPU, brings it online and tells the guest, which starts it if it will.
   // CONTEXT, these three: any thread but a vCPU's or one inside a callback; one at a time, the others wait; blocks
@@ -126,21 +159,71 @@ public:
   [[nodiscard]] uint32_t cpu_count() const noexcept; // that exist, online or not; they are numbered from 0
   [[nodiscard]] VcpuStatus vcpu_status(uint32_t cpu) const;
   [[nodiscard]] std::vector<WorkerStatus> worker_status() const;
+  [[nodiscard]] std::vector<DeviceStatus> device_status() const;
+  // The open images of the disks, in the order of config().disks; they live as long as the Vm. Under a stop nobody
+  // of this Vm writes to them, and no request is half done. CONTEXT: any thread; only to be read.
+  [[nodiscard]] std::vector<int> disk_images() const;
   // How often the guest has reset itself. CONTEXT: any thread.
   [[nodiscard]] uint64_t resets() const noexcept;
+  // The device by which it asked for the last one, "" before the first. CONTEXT: any thread.
+  [[nodiscard]] std::string last_reset_by() const;
+  // Whether the guest's kernel has said that it panicked since it started last, and how often it has since the VM
+  // started. CONTEXT: any thread.
+  [[nodiscard]] bool panicked() const noexcept;
+  [[nodiscard]] uint64_t panics() const noexcept;
+  // How often Ctrl-Alt-Del was pressed. CONTEXT: any thread.
+  [[nodiscard]] uint64_t ctrl_alt_dels() const noexcept;
   [[nodiscard]] DoorbellCounts doorbell_counts() const; // of all vCPUs since the last reset
   [[nodiscard]] DoorbellCounts doorbell_counts(uint32_t cpu) const;
   [[nodiscard]] const GuestMemory& memory() const noexcept;
+  // Where whoever writes guest memory from the host notes it. CONTEXT: any thread.
+  [[nodiscard]] WrittenPages& written_pages() noexcept;
+  // Where whoever freezes guest memory is found by those who throw it away. CONTEXT: any thread.
+  [[nodiscard]] FreezePlace& freeze_place() noexcept;
+  // The last 64 KiB the guest sent to its serial port. CONTEXT: any thread.
+  [[nodiscard]] std::vector<std::byte> console_log() const;
+  // Serves a client at the serial port, at the stream socket `fd`, which has sent `early` already: gives it what
+  // console_log() has and what follows, and the guest what the client sends; until it hangs up, or the VM has ended
+  // and the client has everything. CONTEXT: any thread of nobody else's; blocks. RETURNS: kFailed where the host
+  // has no descriptors.
+  [[nodiscard]] std::expected<void, Error> serve_console(int fd, std::span<const std::byte> early);
   // Flattened (DTB), as the guest was told when it started last. CONTEXT: any thread.
   [[nodiscard]] std::vector<std::byte> device_tree() const;
   [[nodiscard]] stopper::StopService& stops() noexcept;
   [[nodiscard]] stopper::StopMachine& stop_machine() noexcept;
 
+  // Who will want registers under stops to come says so first, and takes it back. CONTEXT: any thread.
+  [[nodiscard]] RegisterWishes& register_wishes() noexcept;
   // One vCPU's registers. CONTEXT: under a stop only (from a callback of stops().run()).
   // RETURNS: kUsage for a vCPU that does not exist, kFailed where KVM refuses.
-  [[nodiscard]] std::expected<Registers, Error> registers(uint32_t cpu) const;
+  // `with_activity`: as KvmVcpu::registers() has it.
+  [[nodiscard]] std::expected<Registers, Error> registers(uint32_t cpu, bool with_activity = true) const;
   // One vCPU's time stamp counter. CONTEXT and RETURNS: the same.
   [[nodiscard]] std::expected<uint64_t, Error> tsc(uint32_t cpu) const;
+
+  // Everything of the machine but its memory: docs/explanation/state.md. Twice in one hold it is the same, byte for
+  // byte, unless something reached the machine from outside in between (a key, a packet); its clocks are of the
+  // first time. CONTEXT: under a stop only (from a callback of stops().run()).
+  // RETURNS: kRefused where the guest itself uses virtualisation, kBusy where a reset is due, kFailed, naming the
+  // ioctl.
+  [[nodiscard]] std::expected<std::vector<StateSection>, Error> save_state();
+  // Makes this machine the one that was saved. It must have been created `bare`, with as many vCPUs, as much memory
+  // and the same devices (where the machine's description is among the sections, all differences are named), and
+  // guest memory must be in place. A section of patches is the caller's, and passed over. CONTEXT: once, before
+  // start(). `sections` may be anything.
+  // RETURNS: kFailed, kUsage or kRefused, naming the section, ioctl or processor feature; the VM is of no use then.
+  [[nodiscard]] std::expected<void, Error> restore_state(std::span<const StateSection> sections,
+                                                         RestoreChoices choices = {});
+
+  // Guest memory of a bare machine, in place of zeros. CONTEXT, these two: once, before start() and anything else
+  // that looks at it. The VM is of no use after an error. What `origin` has, each block when it is touched:
+  // AbsentMemory tells of `failed`, and of errors.
+  [[nodiscard]] std::expected<void, Error> take_memory_from(std::unique_ptr<MemoryOrigin> origin,
+                                                            std::function<void(const Error&)> failed);
+  // What a file has: GuestMemory::map_file().
+  [[nodiscard]] std::expected<void, Error> map_memory(int fd, std::span<const uint64_t> offsets);
+  // Null where all memory was always there. CONTEXT: any thread.
+  [[nodiscard]] AbsentMemory* absent_memory() noexcept;
 
   // Human text of a stop that failed: names each straggler with vCPU, thread, last exit.
   // The object is the VM's name; kBusy where it may succeed later.

@@ -7,8 +7,10 @@
 #include <utility>
 
 #include "guest/probe_abi.h"
+#include "vmm/acpi/platform.h"
 #include "vmm/kick_signal.h"
 #include "vmm/kvm_system.h"
+#include "vmm/virtio/device_table.h"
 #include "vmm/vm_boot.h"
 #include "vmm/vm_parts.h"
 #include "vmm/vm_wiring.h"
@@ -23,6 +25,10 @@ Error wrong(const VmConfig& config, std::string reason) {
   return Error{"start VM", config.name, std::move(reason), Status::kUsage};
 }
 
+std::string gibibytes(uint64_t bytes) {
+  return std::to_string(bytes >> 30) + " GiB";
+}
+
 std::expected<void, Error> check(const VmConfig& config, const KvmSystem& system) {
   if (config.cpus == 0)
     return std::unexpected(wrong(config, "a machine needs at least 1 vCPU"));
@@ -34,8 +40,18 @@ std::expected<void, Error> check(const VmConfig& config, const KvmSystem& system
     return std::unexpected(wrong(config, std::to_string(config.max_cpus) +
                                              " vCPUs are more than this host's KVM gives one machine (at most " +
                                              std::to_string(system.max_cpus()) + ")"));
+  if (config.memory_bytes > system.max_memory_bytes())
+    return std::unexpected(
+        wrong(config, gibibytes(config.memory_bytes) +
+                          " of memory are more than this host's KVM gives one machine (at most " +
+                          gibibytes(system.max_memory_bytes()) + ")"));
+  if (auto fine = check_nets(config.nets, config.name); !fine)
+    return fine;
   if (!config.kernel.empty())
     return {};
+  if (!config.initrd.empty())
+    return std::unexpected(
+        wrong(config, "the initrd " + config.initrd + " is for a kernel, and the built-in probe guest takes none"));
   if (config.max_cpus > probe::kMaxCpus)
     return std::unexpected(wrong(config, std::to_string(config.max_cpus) +
                                              " vCPUs are more than the built-in probe guest starts (at most " +
@@ -64,35 +80,65 @@ Vm::Parts::Parts(VmConfig its_config, KvmSystem its_system, GuestMemory its_memo
                  std::unique_ptr<SerialOutput> its_output)
     : config(std::move(its_config)), system(std::move(its_system)), memory(std::move(its_memory)),
       kvm(std::move(its_kvm)), output(std::move(its_output)),
-      serial(output.get(), [this](bool level) { kvm.set_irq_line(kSerialGsi, level); }),
-      power(VcpuThread::request_from_current,
+      serial(&console_ring, [this](bool level) { kvm.set_irq_line(kSerialGsi, level); }),
+      power(requests_of("power device"),
             [this] { // an edge
               kvm.set_irq_line(probe::kPowerGsi, true);
               kvm.set_irq_line(probe::kPowerGsi, false);
             }),
+      acpi_power(requests_of("ACPI register"),
+                 [this] { // an edge
+                   kvm.set_irq_line(acpi::kEventGsi, true);
+                   kvm.set_irq_line(acpi::kEventGsi, false);
+                 }),
+      pvpanic([this](PanicEvent event) {
+        tell(event == PanicEvent::kCrashLoaded ? "the guest's kernel panicked; its crash kernel takes over"
+                                               : "the guest's kernel panicked");
+      }),
       doorbell(memory), cpu_device(config.max_cpus,
                                    [this] { // an edge
                                      kvm.set_irq_line(probe::kCpuGsi, true);
                                      kvm.set_irq_line(probe::kCpuGsi, false);
                                    }),
-      keyboard_reset(VcpuThread::request_from_current), reset_control(VcpuThread::request_from_current),
-      life([this] { let_out(); }), machine(config.max_cpus, *this, 1), stops(machine), vcpus(config.max_cpus) {}
+      keyboard(requests_of("keyboard controller"), [this](bool level) { kvm.set_irq_line(kKeyboardGsi, level); }),
+      reset_control(requests_of("reset control register")), life([this] { let_out(); }),
+      machine(config.max_cpus, *this, 1 + static_cast<uint32_t>(virtio::places(config).size())), stops(machine),
+      vcpus(config.max_cpus) {}
 
 Vm::Parts::~Parts() = default;
 
-std::expected<void, Error> Vm::Parts::attach_devices() {
+std::expected<void, Error> Vm::Parts::attach_devices(std::vector<std::unique_ptr<virtio::Device>> devices) {
   if (auto done = ports.attach(kSerialPort, Serial16550::kPortCount, serial); !done)
     return done;
   if (auto done = ports.attach(probe::kPowerPort, kPowerPortBytes, power); !done)
     return done;
-  if (auto done = ports.attach(kKeyboardCommandPort, 1, keyboard_reset); !done)
+  if (auto done = ports.attach(kAcpiPowerPort, AcpiPower::kPortCount, acpi_power); !done)
+    return done;
+  if (auto done = ports.attach(kPvPanicPort, 1, pvpanic); !done)
+    return done;
+  if (auto done = keyboard.attach_to(ports); !done)
     return done;
   if (auto done = ports.attach(kResetControlPort, 1, reset_control); !done)
     return done;
   if (auto done = cpu_device.attach_to(ports); !done)
     return done;
-  doorbell.use_worker(doorbell_worker);
-  return doorbell.attach_to(ports, mmio);
+  const DeviceWorker::Surroundings around{machine, hooks, life};
+  workers.push_back(std::make_unique<DeviceWorker>("doorbell", machine.first_worker(), doorbell,
+                                                   std::make_unique<FutexSleep>(), around));
+  doorbell.use_worker(*workers.front());
+  if (auto done = doorbell.attach_to(ports, mmio); !done)
+    return done;
+  for (auto& device : devices) {
+    const auto participant = machine.first_worker() + static_cast<stopper::CpuId>(workers.size());
+    auto slot = virtio::Slot::create(std::move(device), slots.size(), memory);
+    if (!slot)
+      return std::unexpected(slot.error());
+    auto& made = *slots.emplace_back(std::move(*slot));
+    if (auto done = made.attach(mmio, kvm); !done)
+      return done;
+    workers.push_back(made.make_worker(participant, around));
+  }
+  return {};
 }
 
 std::expected<void, Error> Vm::Parts::make_vcpus() {
@@ -108,10 +154,10 @@ std::expected<void, Error> Vm::Parts::make_vcpus() {
 }
 
 std::expected<void, Error> Vm::Parts::load(const BootFiles& files, std::span<const std::byte> tree) {
-  const auto entry = load_vm(config, memory, files, tree);
+  const auto entry = load_vm(config, memory, files, wanted_cpus(), tree);
   if (!entry)
     return std::unexpected(entry.error());
-  return vcpus[0].thread.vcpu().set_pvh_entry(entry->rip, entry->rbx);
+  return std::visit([this](const auto& at) { return vcpus[0].thread.vcpu().set_entry(at); }, *entry);
 }
 
 std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
@@ -124,7 +170,10 @@ std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
     config.max_cpus = std::max(config.cpus, std::min(kRoomForCpus, system->max_cpus()));
   if (auto checked = check(config, *system); !checked)
     return std::unexpected(checked.error());
-  auto files = BootFiles::read(config);
+  auto devices = virtio::make_devices(config);
+  if (!devices)
+    return std::unexpected(devices.error());
+  auto files = config.bare ? BootFiles() : BootFiles::read(config); // they may be long gone
   if (!files)
     return std::unexpected(files.error());
   auto memory = GuestMemory::create(config.memory_bytes, config.backing);
@@ -143,12 +192,13 @@ std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
   auto parts = std::make_unique<Parts>(std::move(config), std::move(*system), std::move(*memory), std::move(*kvm),
                                        std::move(*output));
   parts->device_tree = std::move(*tree);
-  if (auto attached = parts->attach_devices(); !attached)
+  if (auto attached = parts->attach_devices(std::move(*devices)); !attached)
     return std::unexpected(attached.error());
   if (auto made = parts->make_vcpus(); !made)
     return std::unexpected(made.error());
-  if (auto loaded = parts->load(*files, parts->device_tree); !loaded)
-    return std::unexpected(loaded.error());
+  if (!parts->config.bare)
+    if (auto loaded = parts->load(*files, parts->device_tree); !loaded)
+      return std::unexpected(loaded.error());
   return std::unique_ptr<Vm>(new Vm(std::move(parts)));
 }
 

@@ -147,9 +147,9 @@ std::expected<std::unique_ptr<Vcpu>, Error> Vm::Parts::make_vcpu(uint32_t cpu) {
   auto initial = VcpuState::save(*vcpu, system);
   if (!initial)
     return std::unexpected(initial.error());
-  return std::make_unique<Vcpu>(
-      cpu, std::move(*vcpu), std::move(*initial),
-      VcpuSurroundings{machine, ports, mmio, memory, hooks, life, [this] { return crash_note(); }});
+  return std::make_unique<Vcpu>(cpu, std::move(*vcpu), std::move(*initial),
+                                VcpuSurroundings{machine, ports, mmio, memory, hooks, life, written_pages,
+                                                 register_wishes, [this] { return crash_note(); }});
 }
 
 stopper::CpuMask Vm::Parts::wanted_cpus() const {

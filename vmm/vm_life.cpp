@@ -43,6 +43,11 @@ bool VmLife::await_reset() {
   return !reason_.has_value();
 }
 
+bool VmLife::reset_due() const {
+  const std::lock_guard guard(lock_);
+  return reset_due_;
+}
+
 void VmLife::reset_done() noexcept {
   const std::lock_guard guard(lock_);
   reset_due_ = false;

@@ -38,6 +38,8 @@ public:
   void request_reset() noexcept;
   // Blocks until a reset is due (true) or the VM ends (false). CONTEXT: the one thread that makes resets.
   [[nodiscard]] bool await_reset();
+  // Whether one was asked for and is not made yet. CONTEXT: any thread.
+  [[nodiscard]] bool reset_due() const;
   // What was asked for up to now has been done. CONTEXT: under the stop that made the reset: every vCPU that had
   // asked is held, so that no request made after the reset can be taken for one made before it.
   void reset_done() noexcept;

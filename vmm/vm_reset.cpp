@@ -7,10 +7,25 @@
 
 namespace stopvisor::vmm {
 
+GuestRequestSink Vm::Parts::requests_of(const char* by) {
+  return [this, by](GuestRequest request) {
+    if (request == GuestRequest::kReset)
+      reset_by.store(by, std::memory_order_relaxed); // for people to read: of two at once either will do
+    VcpuThread::request_from_current(request);
+  };
+}
+
+void Vm::Parts::tell(const std::string& event) const {
+  if (listener)
+    listener(event);
+}
+
 void Vm::Parts::serve_resets() noexcept {
   while (life.await_reset())
     if (auto done = reset(); !done)
       life.end({EndKind::kVmmError, done.error().message() + "\n"});
+    else if (const char* by = reset_by.load(std::memory_order_relaxed); by != nullptr) // as it was stored
+      tell(std::string("the guest reset the machine, by its ") + by);
 }
 
 std::expected<void, Error> Vm::Parts::reset() {
@@ -39,8 +54,14 @@ std::expected<void, Error> Vm::Parts::reset_held(const BootFiles& files) {
   for (uint32_t cpu = 0; cpu < present; ++cpu)
     if (auto done = vcpus[cpu].initial.restore(vcpus[cpu].thread.vcpu()); !done)
       return done;
-  if (auto done = memory.clear(); !done)
-    return done;
+  // Clearing takes away protection and contents alike: a live snapshot would not learn of either.
+  freeze_place.fail("the guest reset itself meanwhile");
+  if (absent)
+    absent->forget();
+  auto cleared = memory.clear();
+  freeze_place.fail("the guest reset itself meanwhile"); // one that has begun since then
+  if (!cleared)
+    return cleared;
   auto tree = describe_vm(config, wanted_cpus(), memory, kvm.has_pit(), files);
   if (!tree)
     return std::unexpected(tree.error());

@@ -17,10 +17,11 @@ std::expected<void, Error> Vm::Parts::start() {
   if (life.ending())
     return std::unexpected(Error{"start VM", config.name, "it was ended already", Status::kFailed});
   for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
-    if (auto made = vcpus[cpu].thread.start(); !made)
+    if (auto made = starts_offline.test(cpu) ? vcpus[cpu].thread.start_offline() : vcpus[cpu].thread.start(); !made)
       return made;
-  if (auto made = doorbell_worker.start(); !made)
-    return made;
+  for (const auto& worker : workers)
+    if (auto made = worker->start(); !made)
+      return made;
   try {
     reset_thread = std::thread([this] { serve_resets(); });
   } catch (const std::system_error& error) {
@@ -30,10 +31,13 @@ std::expected<void, Error> Vm::Parts::start() {
     return made;
   // Every thread exists and can be kicked: from here on they take part in stops. They wait at their gates, so that
   // a hold taken now comes before the first guest instruction.
-  if (auto on = machine.unpark(doorbell_worker.participant()); !on)
-    return std::unexpected(explain("start VM", on.error()));
+  for (const auto& worker : workers)
+    if (auto on = machine.unpark(worker->participant()); !on)
+      return std::unexpected(explain("start VM", on.error()));
   for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
-    if (auto on = machine.unpark(cpu); !on)
+    if (starts_offline.test(cpu))
+      continue;
+    else if (auto on = machine.unpark(cpu); !on)
       return std::unexpected(explain("start VM", on.error()));
   if (life.ending())
     return std::unexpected(Error{"start VM", config.name, "it was ended already", Status::kFailed});
@@ -67,7 +71,8 @@ void Vm::Parts::let_out() noexcept {
   cpu_device.close();
   for (uint32_t cpu = 0, present = vcpus.present_at_end(); cpu < present; ++cpu)
     vcpus[cpu].thread.kick();
-  doorbell_worker.kick();
+  for (const auto& worker : workers)
+    worker->kick();
 }
 
 void Vm::Parts::join() {
@@ -77,9 +82,11 @@ void Vm::Parts::join() {
   for (uint32_t cpu = 0; cpu < vcpus.present(); ++cpu)
     vcpus[cpu].thread.join();
   change_lock.unlock();
-  doorbell_worker.join();
+  for (const auto& worker : workers)
+    worker->join();
   if (reset_thread.joinable())
     reset_thread.join();
+  console_ring.close();
   console.reset();
   terminal.reset();
 }
@@ -105,8 +112,8 @@ Error Vm::Parts::explain(const std::string& operation, const stopper::StopError&
   const char* separator = ": ";
   error.stragglers.for_each([&](stopper::CpuId cpu) {
     if (!is_vcpu(cpu)) {
-      result.reason += std::exchange(separator, ", ") + ("worker " + doorbell_worker.name()) + " (thread " +
-                       std::to_string(doorbell_worker.thread_id()) + ")";
+      result.reason += std::exchange(separator, ", ") + ("worker " + worker(cpu).name()) + " (thread " +
+                       std::to_string(worker(cpu).thread_id()) + ")";
       return;
     }
     if (cpu >= vcpus.present())

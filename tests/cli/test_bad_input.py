@@ -7,6 +7,7 @@ import pwd
 import subprocess
 import unittest
 
+import raw_guest
 import vm_case
 from vm_case import STOPVISOR, CommandCase, VmCase
 
@@ -36,14 +37,33 @@ class Usage(CommandCase):
                       ("poke", "vm1", "gpa:0x0", "00", "--expect", "00", "--expect", "00"),
                       ("regs", "vm1", "--cpu", "x"), ("regs", "vm1", "--cpu", "-1"),
                       ("hold", "vm1", "--max", "5", "--", "true"), ("hold", "vm1", "--max", "0ms", "--", "true"),
-                      ("pause", "vm1", "--timeout", "x"), ("status", "a/b"), ("status", "..")):
+                      ("pause", "vm1", "--timeout", "x"), ("peek", "vm1", "gpa:0x0", "4", "--timeout", "x"),
+                      ("poke", "vm1", "gpa:0x0", "00", "--timeout", "2h"), ("regs", "vm1", "--timeout", "0s"),
+                      ("guest", "vm1", "--timeout", "1"), ("status", "vm1", "--timeout", "x"),
+                      ("status", "vm1", "--no-stop", "--timeout", "1s"), ("status", "vm1", "--dtb", "--symbols", "f"),
+                      ("console", "vm1", "--log", "--no-input"), ("status", "a/b"), ("status", "..")):
             with self.subTest(words=words):
                 self.refused(2, *words)
+
+    def test_a_timeout_of_the_environment_is_checked_like_one_that_is_given(self):
+        self.env["STOPVISOR_TIMEOUT"] = "5"
+        for verb in ("status", "pause", "regs", "guest", "shutdown"):
+            self.assertIn(f"{verb}: STOPVISOR_TIMEOUT: 5: duration lacks a unit", self.refused(2, verb, "vm1"))
+        self.assertIn("no such VM", self.refused(1, "regs", "vm1", "--timeout", "5s"))
+        self.env["STOPVISOR_TIMEOUT"] = ""
+        self.assertIn("no such VM", self.refused(1, "regs", "vm1"))
+
+    def test_a_ram_disk_without_a_kernel_is_refused(self):
+        self.assertIn("run: --initrd: some.img: goes with --kernel", self.refused(2, "run", "--initrd", "some.img"))
 
     def test_an_unknown_verb_suggests_the_nearest(self):
         self.assertIn("did you mean 'pause'?", self.refused(2, "puase"))
         self.assertIn("did you mean 'shutdown'?", self.refused(2, "shut"))
         self.assertIn("--help", self.refused(2, "qqqqqqqqq"))
+
+    def test_an_error_before_any_verb_has_no_empty_part_in_its_message(self):
+        done = self.stopvisor("--json")
+        self.assertEqual(json.loads(done.stdout)["error"]["message"], "no verb given; see 'stopvisor --help'")
 
     def test_an_unknown_option_is_named_and_suggests_the_nearest(self):
         self.assertIn("run: --cpu: no such option; did you mean '--cpus'?", self.refused(2, "run", "--cpu", "4"))
@@ -159,7 +179,9 @@ class Configuration(VmCase):
         self.never_runs((1,), "--kernel", STOPVISOR)  # an ELF, but no PVH one
 
     def test_an_initrd_that_is_not_there(self):
-        self.never_runs((1,), "--initrd", "/no/such/file")
+        kernel = raw_guest.kernel(raw_guest.echo())
+        self.addCleanup(os.unlink, kernel)
+        self.never_runs((1,), "--kernel", kernel, "--initrd", "/no/such/file")
 
     def test_memory_of_no_or_odd_size(self):
         for size in ("0", "1", "4097", "1K"):
@@ -167,7 +189,11 @@ class Configuration(VmCase):
 
     def test_more_of_everything_than_there_is(self):
         self.never_runs((1, 2), "--cpus", "100000")
-        self.never_runs((1, 2), "--memory", "1000000G")
+        for size, asked in (("50T", "51200 GiB"), ("1000000G", "1000000 GiB")):
+            done = self.stopvisor("run", "--memory", size, "--serial", "none")
+            self.assertEqual(done.returncode, 2)
+            self.assertRegex(done.stderr, f"^stopvisor: run: start VM: vm1: {asked} of memory are more than this host's "
+                                          r"KVM gives one machine \(at most \d+ GiB\)\n$")
 
     def test_a_kernel_that_does_not_fit_into_memory(self):
         self.never_runs((1, 2), "--memory", "64K")

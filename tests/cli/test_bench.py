@@ -34,6 +34,15 @@ class Bench(vm_case.CommandCase):
             self.assertIn(row + " ", text)
             self.assertIn(row + ", nobody lifted", text)
 
+    def test_patch_has_every_kind(self):
+        document = json.loads(self.good("bench", "patch", "--cpus", "1,2", "--rounds", "10", "--json"))
+        self.assertEqual([line["cpus"] for line in document["patch"]], [1, 2])
+        for line in document["patch"]:
+            for name in ("empty_hold", "apply_hold", "revert_hold", "apply_work", "revert_work", "data_work"):
+                self.assert_times(line[name])
+        self.assertIn("work under the stop, apply code ", self.good("bench", "patch", "--cpus", "1", "--rounds", "10"))
+        self.refused(2, "bench", "patch", "--peer", "qemu")
+
 
 if __name__ == "__main__":
     vm_case.main()

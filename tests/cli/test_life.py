@@ -4,11 +4,13 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import time
 import unittest
 
+import raw_guest
 import vm_case
 from vm_case import STOPVISOR, VmCase
 
@@ -58,9 +60,39 @@ class Life(VmCase):
         pid = self.start("--paused")  # a held guest cannot see its button
         line = self.refused(4, "shutdown", "vm1", "--timeout", "100ms")
         self.assertIn("the VM is held", line)
+        self.env["STOPVISOR_TIMEOUT"] = "100ms"
+        self.assertEqual(self.refused(4, "shutdown", "vm1"), line)
+        del self.env["STOPVISOR_TIMEOUT"]
         self.good("shutdown", "vm1", "--now")
         self.assertFalse(vm_case.alive(pid))
         self.assertEqual(self.left_behind(), [])
+
+    def test_ctrl_alt_del_reaches_the_guest_as_keys(self):
+        self.start_raw(raw_guest.keyboard_to_serial())
+        self.good("shutdown", "vm1", "--ctrl-alt-del")
+        keys = b"\x1d\x38\xe0\x53\xe0\xd3\xb8\x9d"  # make and break codes of set 1
+        self.eventually(lambda: self.stopvisor("console", "vm1", "--log", text=False).stdout == keys, "the keys")
+        self.assertEqual(self.status()["ctrl_alt_dels"], 1)
+        with open(os.path.join(self.directory, "vm1.log"), encoding="utf-8") as log:
+            self.assertIn("vm1: Ctrl-Alt-Del was pressed", log.read())
+
+    def test_ctrl_alt_del_is_refused_by_a_guest_that_does_not_read_its_keyboard(self):
+        self.start()
+        self.good("shutdown", "vm1", "--ctrl-alt-del")  # it may begin to
+        self.assertIn("does not read its keyboard", self.refused(3, "shutdown", "vm1", "--ctrl-alt-del"))
+        for other in ("--now", "--timeout=1s"):
+            self.assertIn("exclude each other", self.refused(2, "shutdown", "vm1", "--ctrl-alt-del", other))
+
+    def test_a_reset_is_told_with_who_made_it(self):
+        self.start_raw(raw_guest.say(b"up ") + raw_guest.reset_when_told())
+        self.assertEqual((self.status()["resets"], self.status()["last_reset_by"]), (0, None))
+        connection = self.connect()
+        connection.sock.sendall(b"GET /v1/console HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: stopvisor-console\r\n\r\nx")
+        self.eventually(lambda: self.status()["resets"] == 1, "the reset")
+        self.assertEqual(self.status()["last_reset_by"], "keyboard controller")
+        self.eventually(lambda: self.good("console", "vm1", "--log") == "up up ", "its second start")
+        with open(os.path.join(self.directory, "vm1.log"), encoding="utf-8") as log:
+            self.assertIn("vm1: the guest reset the machine, by its keyboard controller", log.read())
 
     def test_a_guest_that_switches_itself_off_ends_with_status_0(self):
         child = self.foreground("--serial", "none", "--cmdline", "scenarios=gap exit_after_slices=20000")
@@ -166,6 +198,21 @@ class Life(VmCase):
         self.wait_until_guest_runs(1)
         self.good("shutdown", "vm1")
         self.assertGreater(os.path.getsize(path), 0)
+
+    def test_a_limit_on_files_is_an_error_of_the_disk_and_not_the_end_of_the_vm(self):
+        disk = os.path.join(self.runtime, "disk")
+        with open(disk, "wb") as image:
+            image.truncate(1 << 20)
+
+        def limit():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (512 << 10, 512 << 10))
+
+        path = raw_guest.kernel(raw_guest.write_disk(sector=1024))
+        self.addCleanup(os.unlink, path)
+        child = self.foreground("--kernel", path, "--memory", "4M", "--disk", disk, preexec_fn=limit)
+        self.assertEqual(child.stdout.read(1), b"e")
+        self.assertIsNone(child.poll())
+        self.good("shutdown", "vm1", "--now")
 
     def test_a_killed_vm_leaves_a_stale_socket_that_ls_removes(self):
         pid = self.start()

@@ -42,6 +42,14 @@ class Memory(VmCase):
         self.good("poke", "vm1", first, "aa", second, "bb", "--expect", "11", "--expect", "22")
         self.assertEqual((self.peek(first, 1), self.peek(second, 1)), (b"\xaa", b"\xbb"))
 
+    def test_of_pairs_that_overlap_the_later_one_stays(self):
+        first, second = f"gpa:{FREE_GPA:#x}", f"gpa:{FREE_GPA + 1:#x}"
+        self.good("poke", "vm1", first, "1122", second, "33", first, "44")
+        self.assertEqual(self.peek(first, 2), b"\x44\x33")
+        self.refused(3, "poke", "vm1", first, "55", first, "66", "--expect", "44", "--expect", "55")
+        self.good("poke", "vm1", first, "55", first, "66", "--expect", "44", "--expect", "44")  # of what was before
+        self.assertEqual(self.peek(first, 2), b"\x66\x33")
+
     def test_a_bad_address_among_good_ones_writes_nothing(self):
         good = f"gpa:{FREE_GPA:#x}"
         self.refused(1, "poke", "vm1", good, "aa", "gpa:0x999999999", "bb")

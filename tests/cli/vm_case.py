@@ -19,8 +19,15 @@ import tempfile
 import time
 import unittest
 
+import raw_guest
+
 LIMIT_S = 60  # for anything that must happen; a hang fails the test instead of the run
 STOPVISOR = os.environ.get("STOPVISOR", "stopvisor")
+
+# Whoever runs the tests may have these ignored (nohup, a shell's "&"), and the command would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
 
 # From guest/probe_abi.h.
 RESULTS_GPA = 0x200000
@@ -126,6 +133,12 @@ class VmCase(CommandCase):
         self.pids.append(pid)
         return pid
 
+    def start_raw(self, code, *options, **more):
+        """The same with a guest of tests/cli/raw_guest.py."""
+        path = raw_guest.kernel(code)
+        self.addCleanup(os.unlink, path)
+        return self.start("--kernel", path, "--memory", "4M", *options, **more)
+
     def foreground(self, *options, name="vm1", **popen):
         """Starts a VM as a child of ours and waits until it answers."""
         popen.setdefault("stdin", subprocess.DEVNULL)
@@ -135,6 +148,7 @@ class VmCase(CommandCase):
         self.pids.append(child.pid)
         self.addCleanup(lambda: [stream.close() for stream in (child.stdout, child.stderr, child.stdin) if stream])
         self.addCleanup(child.wait)
+        self.addCleanup(child.kill)  # goes first: a test that fails must not wait for its VM
         self.eventually(lambda: child.poll() is not None or self.stopvisor("status", name).returncode == 0,
                         f"{name} answers")
         return child

@@ -5,6 +5,8 @@
 
 #include "tests/kvm/kvm_fixture.h"
 #include "tests/kvm/raw_guest.h"
+#include "vmm/devices/acpi_power.h"
+#include "vmm/devices/pvpanic.h"
 
 namespace stopvisor::vmm::testing {
 namespace {
@@ -47,6 +49,45 @@ TEST_F(RawGuest, StartsAsPvhHasIt) {
   EXPECT_TRUE(registers->cs.default_32);
   EXPECT_EQ(registers->cs.limit, 0xffff'ffffU);
   EXPECT_EQ(peek<uint32_t>(*vm, registers->general[1]), 0x336ec578U); // RBX: hvm_start_info's magic
+}
+
+TEST_F(RawGuest, BzImageStartsIn64BitModeWithItsZeroPage) {
+  const RawKernel kernel(bzimage_of(Code().spin()));
+  VmConfig config = raw(kernel.path());
+  config.memory_bytes = 64 << 20;
+  config.start_held = true;
+  const auto vm = started(config);
+  ASSERT_NE(vm, nullptr);
+  const auto registers = vm->registers(0);
+  ASSERT_TRUE(registers.has_value());
+  EXPECT_EQ(registers->rip, 0x100'0200U);
+  EXPECT_EQ(registers->rflags, 2U); // interrupts are off
+  EXPECT_EQ(registers->cr0 & 0x8000'0001U, 0x8000'0001U);
+  EXPECT_EQ(registers->cr4 & 0x20U, 0x20U);
+  EXPECT_EQ(registers->efer & 0x500U, 0x500U);
+  EXPECT_TRUE(registers->cs.long_mode);
+  EXPECT_EQ(registers->cs.selector, 0x10);
+  EXPECT_EQ(registers->ds.selector, 0x18);
+  EXPECT_EQ(peek<uint32_t>(*vm, registers->general[4] + kSetupMagicOffset), 0x5372'6448U); // RSI: "HdrS" in it
+}
+
+TEST_F(RawGuest, BzImageRunsAndSwitchesOffByAcpi) {
+  const RawKernel kernel(bzimage_of(Code().out8(kAcpiPowerPort, 5 << 2 | 0x20).spin()));
+  VmConfig config = raw(kernel.path());
+  config.memory_bytes = 64 << 20;
+  const auto vm = started(config);
+  ASSERT_NE(vm, nullptr);
+  EXPECT_EQ(vm->wait_for_end().kind, EndKind::kPowerOff);
+}
+
+TEST_F(RawGuest, PanicIsToldAndTheGuestGoesOn) {
+  const RawKernel kernel(Code().out8(kPvPanicPort, 1).out8(0x3f8, '!').spin());
+  const auto vm = started(raw(kernel.path()));
+  ASSERT_NE(vm, nullptr);
+  ASSERT_TRUE(await(*vm, [&] { return !vm->console_log().empty(); }));
+  EXPECT_TRUE(vm->panicked());
+  EXPECT_EQ(vm->panics(), 1U);
+  EXPECT_EQ(vm->state(), VmState::kRunning);
 }
 
 TEST_F(RawGuest, DoesStringOutputElementByElement) {

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/unit/bzimage_builder.h"
 #include "tests/unit/elf_builder.h"
 
 namespace stopvisor::vmm::testing {
@@ -22,16 +23,12 @@ inline constexpr uint64_t kRawEntry = 0x10'0000;
 // The file a raw guest is booted from; removed with the object.
 class RawKernel {
 public:
-  explicit RawKernel(const std::vector<uint8_t>& code) {
+  explicit RawKernel(const std::vector<uint8_t>& code) : RawKernel(pvh_file(code)) {}
+  // Of any kind.
+  explicit RawKernel(const std::vector<std::byte>& file) {
     char name[] = "/tmp/stopvisor-raw-XXXXXX";
     const int fd = ::mkstemp(name);
     path_ = name;
-    std::vector<std::byte> bytes(code.size());
-    std::memcpy(bytes.data(), code.data(), code.size());
-    ElfBuilder<> builder;
-    builder.load(kRawEntry, bytes, bytes.size());
-    builder.note(pvh_note(kRawEntry));
-    const auto file = builder.build();
     if (fd < 0 || ::write(fd, file.data(), file.size()) != static_cast<ssize_t>(file.size()))
       std::abort();
     ::close(fd);
@@ -43,8 +40,26 @@ public:
   [[nodiscard]] const std::string& path() const { return path_; }
 
 private:
+  static std::vector<std::byte> pvh_file(const std::vector<uint8_t>& code) {
+    std::vector<std::byte> bytes(code.size());
+    std::memcpy(bytes.data(), code.data(), code.size());
+    ElfBuilder<> builder;
+    builder.load(kRawEntry, bytes, bytes.size());
+    builder.note(pvh_note(kRawEntry));
+    return builder.build();
+  }
+
   std::string path_;
 };
+
+// A bzImage whose 64-bit entry is this code.
+inline std::vector<std::byte> bzimage_of(const std::vector<uint8_t>& code) {
+  std::vector<std::byte> bytes(kEntry64Offset + code.size());
+  std::memcpy(bytes.data() + kEntry64Offset, code.data(), code.size());
+  BzImageBuilder builder;
+  builder.code(std::move(bytes));
+  return builder.build();
+}
 
 // Machine code, put together from the pieces the tests need.
 class Code {
@@ -76,5 +91,11 @@ public:
 private:
   std::vector<uint8_t> code_;
 };
+
+// Reads of MMIO for ever. 0: xor %eax, %eax; 2: mov 0xc8000000, %eax, where all ones are; 7: jmp 0
+inline Code mmio_reads() {
+  return Code().bytes({0x31, 0xc0, 0xa1}).u32(0xc800'0000).bytes({0xeb, 0xf7});
+}
+inline constexpr uint64_t kAfterMmioRead = 7; // the offset of the jmp
 
 } // namespace stopvisor::vmm::testing

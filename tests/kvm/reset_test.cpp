@@ -11,6 +11,7 @@ namespace {
 constexpr uint64_t kUp = 0x20'0000; // the guest sets it: it is up
 constexpr uint64_t kGo = 0x20'0004; // the host sets it: reset now
 constexpr uint64_t kOld = 0x20'0008;
+constexpr uint64_t kPending = 0x20'000c; // the guest: what is pending at the first PIC, and bit 8
 
 // movl $1, kUp; 10: cmpl $0, kGo; je 10; then `ask`, and spin.
 Code resetting_guest(Code& ask) {
@@ -43,6 +44,25 @@ TEST_F(Reset, StartsAnewWhicheverWayItIsAskedFor) {
       EXPECT_EQ(peek<uint32_t>(*vm, kOld), 0U);
     }
   }
+}
+
+// GSI 9 is a line of the second PIC, which shows at the first one as line 2.
+TEST_F(Reset, LeavesNoInterruptPendingAtAPic) {
+  Code code;
+  code.bytes({0xb0, 0x0a, 0xe6, 0x20, 0xe4, 0x20});                                 // IRR of the first PIC
+  code.bytes({0x0f, 0xb6, 0xc0, 0x0d, 0x00, 0x01, 0x00, 0x00, 0xa3}).u32(kPending); // movzx; or $0x100; mov
+  Code ask;
+  ask.out8(0x64, 0xfe);
+  const RawKernel kernel(code.append(resetting_guest(ask)));
+  const auto vm = started(raw(kernel.path()));
+  ASSERT_NE(vm, nullptr);
+  ASSERT_TRUE(await(*vm, [&] { return peek<uint32_t>(*vm, kUp) == 1; }));
+  EXPECT_EQ(peek<uint32_t>(*vm, kPending), 0x100U);
+  ASSERT_TRUE(vm->press_power_button());
+  poke<uint32_t>(*vm, kGo, 1);
+  ASSERT_TRUE(await(*vm, [&] { return vm->resets() == 1; }));
+  ASSERT_TRUE(await(*vm, [&] { return peek<uint32_t>(*vm, kUp) == 1; }));
+  EXPECT_EQ(peek<uint32_t>(*vm, kPending), 0x100U);
 }
 
 TEST_F(Reset, OfABusyProbeStartsEveryVcpuAgain) {

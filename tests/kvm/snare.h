@@ -5,8 +5,10 @@
 #include <atomic>
 #include <cstdint>
 #include <semaphore>
+#include <string_view>
 
 #include "vmm/test_hooks.h"
+#include "vmm/vm.h"
 
 namespace stopvisor::vmm::testing {
 
@@ -39,5 +41,20 @@ private:
   std::atomic<uint32_t> armed_{0};
   std::atomic<int64_t> signals_{INT64_MAX};
 };
+
+// Catches vCPU 0's thread when it has served this exit, not a kick's, and forgets the signals before that: the next
+// one that is told of is of a stop asked for from now on. The caller lets it go.
+// CONTEXT: a test's thread; blocks until the guest has such an exit.
+inline void catch_at(const Vm& vm, Snare& snare, std::string_view exit) {
+  for (bool there = false; !there;) {
+    snare.arm(VcpuPoint::kBeforeClear, 0);
+    snare.caught.acquire();
+    there = vm.vcpu_status(0).last_exit == exit;
+    if (!there)
+      snare.let_go.release();
+  }
+  while (snare.signalled.try_acquire()) {
+  }
+}
 
 } // namespace stopvisor::vmm::testing

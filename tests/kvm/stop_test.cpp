@@ -59,23 +59,14 @@ TEST_F(Stop, FinishesTheInstructionOfAnAccessFirst) {
 
 // The same for MMIO: the thread is caught when the read was served, and the stop asked for there.
 TEST_F(Stop, FinishesTheInstructionOfAnMmioReadFirst) {
-  // 0: xor %eax, %eax; 2: mov 0xc8000000, %eax, where all ones are; 7: jmp 0
-  const RawKernel kernel(Code().bytes({0x31, 0xc0, 0xa1}).u32(0xc800'0000).bytes({0xeb, 0xf7}));
+  const RawKernel kernel(mmio_reads());
   Snare snare;
   const auto vm = make(raw(kernel.path()));
   ASSERT_NE(vm, nullptr);
   vm->use_hooks(&snare);
   ASSERT_TRUE(vm->start().has_value());
   for (int turn = 0; turn < 20; ++turn) {
-    for (bool at_read = false; !at_read;) {
-      snare.arm(VcpuPoint::kBeforeClear, 0);
-      snare.caught.acquire();
-      at_read = vm->vcpu_status(0).last_exit == "KVM_EXIT_MMIO"; // else a kick's
-      if (!at_read)
-        snare.let_go.release();
-    }
-    while (snare.signalled.try_acquire()) {
-    }
+    catch_at(*vm, snare, "KVM_EXIT_MMIO");
     Registers registers;
     auto stop = std::async(std::launch::async, [&] {
       return vm->stops().run([&](stopper::StopContext&) {
@@ -86,7 +77,7 @@ TEST_F(Stop, FinishesTheInstructionOfAnMmioReadFirst) {
     snare.signalled.acquire();
     snare.let_go.release();
     ASSERT_TRUE(stop.get().has_value());
-    EXPECT_EQ(registers.rip, kRawEntry + 7);
+    EXPECT_EQ(registers.rip, kRawEntry + kAfterMmioRead);
     EXPECT_EQ(registers.general[0], 0xffff'ffffU);
   }
 }
@@ -137,7 +128,7 @@ TEST_F(Stop, HoldsVcpusThatWaitToBeStarted) {
   }
   const auto report = vm->stop_machine().last_report();
   EXPECT_EQ(report.end, stopper::StopEnd::kCompleted);
-  EXPECT_EQ(report.participants.size(), 5U); // and the doorbell's worker
+  EXPECT_GE(report.participants.size(), 5U); // and device workers
 }
 
 TEST_F(Stop, HoldsAHaltedVcpu) {

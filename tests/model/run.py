@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verifies the Spin models of the stop protocol, and that each mutant of them is found.
 
-  run.py             everything: about two minutes on one core, less than 2 GiB
+  run.py             everything: about two minutes on two cores, two searches at a time, less than 4 GiB
   run.py --quick     the smaller instances, and a few of the mutants: less than 20 s. STOPVISOR_TEST_MODE=quick does too
   run.py NAME...     the instances and mutants whose names contain one of NAME
   run.py --trace NAME   the same, and prints the steps that lead to each error
@@ -14,6 +14,7 @@ table, and a verifier that ends in any other way than it should are all failures
 """
 
 import argparse
+import concurrent.futures
 import os
 import re
 import shutil
@@ -231,6 +232,29 @@ def verdict(instance, mutant, output):
     return None
 
 
+searches = set()  # the verifiers that run
+
+
+def search(command, folder):
+    """Runs a verifier. CONTEXT: a worker's thread. RETURNS: what it printed. Raises TimeoutExpired."""
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as verifier:
+        searches.add(verifier)
+        try:
+            return verifier.communicate(timeout=TIMEOUT_S)[0]
+        except subprocess.TimeoutExpired:
+            verifier.kill()
+            raise
+        finally:
+            searches.discard(verifier)
+
+
+def end_searches(*_):
+    """On SIGTERM: ends the verifiers, so that their folders go with us."""
+    for verifier in list(searches):
+        verifier.kill()
+    sys.exit(1)
+
+
 def check(instance, mutant, compiler, trace):
     """Runs one search. RETURNS: whether it came out as it should."""
     label = f"mutant {instance.name} ({instance.model})" if mutant else instance.name
@@ -239,9 +263,9 @@ def check(instance, mutant, compiler, trace):
         folder = Path(name)
         try:
             command = build(instance, mutant, compiler, folder)
-            run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S)
-            wrong = verdict(instance, mutant, run.stdout + run.stderr)
-            states = re.search(r"([\d.e+]+) states, stored", run.stdout)
+            output = search(command, folder)
+            wrong = verdict(instance, mutant, output)
+            states = re.search(r"([\d.e+]+) states, stored", output)
             detail = f"{states.group(1) if states else '?'} states"
         except subprocess.CalledProcessError as error:
             wrong = f"{error.cmd[0]}: {(error.stdout or '') + (error.stderr or '')}".strip()[-2000:]
@@ -264,7 +288,7 @@ def main():
     parser.add_argument("name", nargs="*", help="part of the name of an instance or mutant")
     arguments = parser.parse_args()
     quick = arguments.quick or (os.environ.get("STOPVISOR_TEST_MODE") == "quick" and not arguments.name)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the verifier ends and its folder goes with us
+    signal.signal(signal.SIGTERM, end_searches)
 
     def chosen(instance):
         if arguments.name and not any(name in instance.name for name in arguments.name):
@@ -287,7 +311,12 @@ def main():
             print(f"SKIPPED: {tool} is not installed; the models of the stop protocol were NOT verified", file=sys.stderr)
             print(f"0 passed, 0 failed, {len(work)} skipped")
             return 77
-    failed = sum(not check(instance, mutant, compiler, arguments.trace) for instance, mutant in work)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+        try:
+            failed = sum(not good for good in pool.map(lambda one: check(*one, compiler, arguments.trace), work))
+        except SystemExit:
+            pool.shutdown(cancel_futures=True)
+            raise
     if left_out:
         print(f"skipped: {left_out} instances and mutants that were not asked for{' (--quick)' if quick else ''}")
     print(f"{len(work) - failed} passed, {failed} failed, {left_out} skipped")

@@ -31,7 +31,7 @@ ArenaPause::~ArenaPause() {
   arena_on = was_on_;
 }
 
-#if !defined(STOPVISOR_SCHED_ASAN) && !defined(STOPVISOR_SCHED_TSAN)
+#if !defined(STOPVISOR_ASAN) && !defined(STOPVISOR_SCHED_TSAN)
 namespace {
 
 void* take(size_t size) {

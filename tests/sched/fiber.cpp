@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <utility>
 
-#ifdef STOPVISOR_SCHED_ASAN
+#ifdef STOPVISOR_ASAN
 #include <pthread.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -43,7 +43,7 @@ stopvisor_switch_stack:
 
 namespace stopvisor::sched {
 
-#ifdef STOPVISOR_SCHED_ASAN
+#ifdef STOPVISOR_ASAN
 namespace {
 // The thread's own stack, for which ASan asks when we go back to it.
 struct OwnStack {
@@ -82,7 +82,7 @@ void Fiber::prepare(void (*entry)()) {
     stack_ = static_cast<std::byte*>(memory);
     mprotect(stack_, 4096, PROT_NONE); // an overflow faults
   }
-#ifdef STOPVISOR_SCHED_ASAN
+#ifdef STOPVISOR_ASAN
   __asan_unpoison_memory_region(stack_ + 4096, kStackBytes - 4096);
 #endif
 #ifdef STOPVISOR_SCHED_TSAN
@@ -104,19 +104,19 @@ void Fiber::switch_between(Fiber& from, Fiber& to) noexcept {
     from.tsan_fiber_ = __tsan_get_current_fiber();
   __tsan_switch_to_fiber(to.tsan_fiber_, __tsan_switch_to_fiber_no_sync);
 #endif
-#ifdef STOPVISOR_SCHED_ASAN
+#ifdef STOPVISOR_ASAN
   static const OwnStack own;
   __sanitizer_start_switch_fiber(&from.fake_stack_, to.stack_ != nullptr ? to.stack_ : own.bottom,
                                  to.stack_ != nullptr ? kStackBytes : own.size);
 #endif
   stopvisor_switch_stack(&from.saved_, to.saved_);
-#ifdef STOPVISOR_SCHED_ASAN
+#ifdef STOPVISOR_ASAN
   __sanitizer_finish_switch_fiber(from.fake_stack_, nullptr, nullptr);
 #endif
 }
 
 void Fiber::arrived() noexcept {
-#ifdef STOPVISOR_SCHED_ASAN
+#ifdef STOPVISOR_ASAN
   __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
 }

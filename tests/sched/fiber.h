@@ -10,13 +10,8 @@
 #include <cstddef>
 #include <memory>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define STOPVISOR_SCHED_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define STOPVISOR_SCHED_ASAN 1
-#endif
-#endif
+#include "tests/sanitized.h"
+
 // STOPVISOR_SCHED_TSAN comes from the build: in such a one the stopper is instrumented, but nothing here is.
 
 namespace stopvisor::sched {

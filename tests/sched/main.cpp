@@ -43,7 +43,7 @@ Mode mode() {
 }
 
 // A sanitizer makes all this tens of times slower; what it looks for is not a matter of depth.
-#if defined(STOPVISOR_SCHED_ASAN) || defined(STOPVISOR_SCHED_TSAN)
+#if defined(STOPVISOR_ASAN) || defined(STOPVISOR_SCHED_TSAN)
 constexpr bool kSanitized = true;
 #else
 constexpr bool kSanitized = false;

@@ -211,7 +211,7 @@ def compile_mutant(folder, compiler, library):
     program = folder / "mutant"
     unit = folder / "unit.cpp"
     unit.write_text('#include "tests/sched/everything.cpp"\n#include "tests/sched/machine.cpp"\n')
-    command = [*compiler, "-std=c++23", "-D_GNU_SOURCE", "-O1", "-w", f"-I{folder}",
+    command = [*compiler, "-std=c++23", "-D_GNU_SOURCE", "-O1", "-w", f"-I{folder}", f"-I{ROOT}",  # the copies first
                str(unit), str(folder / "stopper/error.cpp"), library, "-o", str(program)]
     built = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     return program if built.returncode == 0 else built.stderr

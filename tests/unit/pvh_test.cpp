@@ -10,6 +10,7 @@
 #include <string>
 
 #include "tests/unit/elf_builder.h"
+#include "vmm/boot/memory_layout.h"
 #include "vmm/boot/pvh_layout.h"
 
 namespace stopvisor::vmm {
@@ -58,7 +59,7 @@ protected:
       map.push_back(at<pvh::MemoryMapEntry>(info.memory_map_gpa + i * sizeof(pvh::MemoryMapEntry)));
     return map;
   }
-  void expect_refused(const PvhImage& image, const std::string& reason, Status status = Status::kFailed) {
+  void expect_refused(const BootImage& image, const std::string& reason, Status status = Status::kFailed) {
     const auto entry = load_pvh(*memory_, image, "k");
     ASSERT_FALSE(entry);
     EXPECT_NE(entry.error().message().find(reason), std::string::npos) << entry.error().message();
@@ -141,11 +142,16 @@ TEST_F(Pvh, SegmentOutsideMemoryIsNamed) {
   memory(4 * kMiB);
   ElfBuilder<> high = small_kernel();
   high.load(4 * kMiB - 8, {}, 16);
-  expect_refused({high.build(), {}, "", {}}, "k: segment 2 (0x10 bytes at gpa:0x3ffff8) lies outside memory");
+  expect_refused({high.build(), {}, "", {}},
+                 "k: segment 2 (0x10 bytes at gpa:0x3ffff8) lies outside memory; --memory 5M would do");
 
   ElfBuilder<> in_the_hole = small_kernel();
   in_the_hole.load(kHoleStart, {}, 16);
-  expect_refused({in_the_hole.build(), {}, "", {}}, "lies outside memory");
+  const auto kernel = in_the_hole.build();
+  const auto refused = load_pvh(*memory_, {kernel, {}, "", {}}, "k");
+  ASSERT_FALSE(refused);
+  EXPECT_TRUE(refused.error().reason.ends_with("lies outside memory"))
+      << refused.error().reason; // no memory would do
 }
 
 TEST_F(Pvh, SegmentOverTheBootDataIsNamed) {
@@ -159,7 +165,11 @@ TEST_F(Pvh, KernelThatLeavesNoRoomForTheInitrdIsNamed) {
   memory(4 * kMiB);
   ElfBuilder<> large = small_kernel();
   large.load(2 * kMiB, {}, kMiB);
-  expect_refused({large.build(), filled(2 * kMiB, 1), "", {}}, "leaves no room for the initrd");
+  const auto kernel = large.build();
+  const auto initrd = filled(2 * kMiB, 1);
+  expect_refused({kernel, initrd, "", {}}, "leaves no room for the initrd or the device tree at gpa:0x1c0000; "
+                                           "--memory 6M would do");
+  EXPECT_TRUE(load_pvh(memory(6 * kMiB), {kernel, initrd, "", {}}, "k"));
 }
 
 TEST_F(Pvh, InitrdThatDoesNotFitIsNamed) {

@@ -117,6 +117,27 @@ TEST_F(Serial, RoomIsToldOnceItIsThere) {
   EXPECT_EQ(rooms, 1); // nobody waited
 }
 
+// Who could not give everything is told, though another could in between.
+TEST_F(Serial, RoomIsToldToAllWhoWaitForIt) {
+  int one = 0, other = 0;
+  const auto listener = uart_.on_room([&] { ++one; });
+  uart_.on_room([&] { ++other; });
+  enable_fifo();
+  EXPECT_EQ(receive("0123456789abcdefghij"), 16u);
+  (void)in(0);
+  EXPECT_EQ(receive("g"), 1u);
+  for (int i = 0; i < 16; ++i)
+    (void)in(0);
+  EXPECT_EQ(one, 1);
+  EXPECT_EQ(other, 1);
+  uart_.off_room(listener);
+  EXPECT_EQ(receive("0123456789abcdefghij"), 16u);
+  for (int i = 0; i < 16; ++i)
+    (void)in(0);
+  EXPECT_EQ(one, 1);
+  EXPECT_EQ(other, 2);
+}
+
 TEST_F(Serial, ClearingTheFifoMakesRoom) {
   int rooms = 0;
   uart_.on_room([&] { ++rooms; });

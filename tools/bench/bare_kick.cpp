@@ -68,7 +68,7 @@ std::expected<void, Error> BareKick::set_up(uint32_t cpus) {
       return std::unexpected(vcpu.error());
     vcpus_.push_back(std::move(*vcpu));
   }
-  if (auto set = vcpus_.front().set_pvh_entry(entry->rip, entry->rbx); !set)
+  if (auto set = vcpus_.front().set_entry(*entry); !set)
     return set;
   tids_ = std::vector<std::atomic<pid_t>>(cpus);
   for (uint32_t cpu = 0; cpu < cpus; ++cpu)

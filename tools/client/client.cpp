@@ -26,6 +26,7 @@ using vmm::Status;
 constexpr std::chrono::milliseconds kPatience{30'000};
 constexpr size_t kMaxAnswerHeadBytes = 64 << 10;
 constexpr size_t kMaxAnswerBytes = 64 << 20;
+constexpr int kSwitchingProtocols = 101;
 constexpr std::string_view kHeadEnd = "\r\n\r\n";
 
 // "; running: vm1, vm2", or that none is.
@@ -203,6 +204,15 @@ std::expected<std::string, Error> Client::request(std::string_view method, std::
   message.append("\r\n").append(body);
   if (auto sent = send(message); !sent)
     return std::unexpected(sent.error());
+  auto answer = receive_answer();
+  if (!answer)
+    return std::unexpected(answer.error());
+  if (answer->http_status == 200)
+    return std::move(answer->body);
+  return std::unexpected(decode_error(answer->http_status, answer->body));
+}
+
+std::expected<Client::Answer, Error> Client::receive_answer() {
   size_t end = 0;
   while ((end = in_.find(kHeadEnd)) == std::string::npos) {
     if (in_.size() > kMaxAnswerHeadBytes)
@@ -213,15 +223,32 @@ std::expected<std::string, Error> Client::request(std::string_view method, std::
   const auto head = parse_head(std::string_view(in_).substr(0, end));
   if (!head)
     return std::unexpected(failure("not an HTTP answer"));
+  if (head->http_status == kSwitchingProtocols) {
+    Answer answer{head->http_status, in_.substr(end + kHeadEnd.size())};
+    in_.clear();
+    return answer;
+  }
   const size_t total = end + kHeadEnd.size() + head->length;
   while (in_.size() < total)
     if (auto more = receive_more(); !more)
       return std::unexpected(more.error());
-  std::string answer = in_.substr(end + kHeadEnd.size(), head->length);
+  Answer answer{head->http_status, in_.substr(end + kHeadEnd.size(), head->length)};
   in_.erase(0, total);
-  if (head->http_status == 200)
-    return answer;
-  return std::unexpected(decode_error(head->http_status, answer));
+  return answer;
+}
+
+std::expected<std::string, Error> Client::upgrade(std::string_view target, std::string_view protocol) {
+  std::string message = "GET ";
+  message.append(target).append(" HTTP/1.1\r\nHost: stopvisor\r\nConnection: Upgrade\r\nUpgrade: ");
+  message.append(protocol).append("\r\n\r\n");
+  if (auto sent = send(message); !sent)
+    return std::unexpected(sent.error());
+  auto answer = receive_answer();
+  if (!answer)
+    return std::unexpected(answer.error());
+  if (answer->http_status == kSwitchingProtocols)
+    return std::move(answer->body);
+  return std::unexpected(decode_error(answer->http_status, answer->body));
 }
 
 std::expected<void, Error> Client::pause(std::chrono::milliseconds timeout) {

@@ -34,6 +34,10 @@ public:
   [[nodiscard]] std::expected<std::string, vmm::Error> request(std::string_view method, std::string_view target,
                                                                std::string_view body = {});
 
+  // Makes the connection one of `protocol` ("101 Switching Protocols"): what fd() carries from then on is the
+  // caller's. RETURNS: what the VM has sent of it already; errors as request().
+  [[nodiscard]] std::expected<std::string, vmm::Error> upgrade(std::string_view target, std::string_view protocol);
+
   [[nodiscard]] std::expected<void, vmm::Error> pause(std::chrono::milliseconds timeout);
   [[nodiscard]] std::expected<void, vmm::Error> resume();
   // A hold that ends with this connection, with end_lease(), or after `max`.
@@ -55,6 +59,12 @@ public:
 private:
   Client() = default;
   [[nodiscard]] vmm::Error failure(std::string reason, vmm::Status status = vmm::Status::kFailed) const;
+  // One answer, taken out of in_. For "101" the body is what came after its head.
+  struct Answer {
+    int http_status = 0;
+    std::string body;
+  };
+  [[nodiscard]] std::expected<Answer, vmm::Error> receive_answer();
   [[nodiscard]] std::expected<void, vmm::Error> send(std::string_view bytes);
   [[nodiscard]] std::expected<void, vmm::Error> receive_more();
   [[nodiscard]] vmm::Error decode_error(int http_status, std::string_view body) const;

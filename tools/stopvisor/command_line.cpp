@@ -5,7 +5,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "tools/stopvisor/did_you_mean.h"
+#include "vmm/did_you_mean.h"
 
 namespace stopvisor::tools {
 namespace {
@@ -64,7 +64,7 @@ std::string unexpected_words(const CLI::App& app, const std::string& see) {
   for (const CLI::Option* one : app.get_options())
     for (const std::string& name : one->get_lnames())
       known.push_back("--" + name);
-  const std::string meant = did_you_mean(*option, known);
+  const std::string meant = vmm::did_you_mean(*option, known);
   return *option + ": no such option" + (meant.empty() ? see : "; did you mean '" + meant + "'?");
 }
 

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/stopvisor/documents.h"
 
+#include <cstdlib>
+#include <filesystem>
+
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "tools/stopvisor/output.h"
@@ -36,13 +40,33 @@ void print_vm_document(std::string_view vm, std::string_view answer) {
 
 std::expected<std::chrono::milliseconds, vmm::Error>
 parse_timeout(std::string_view verb, const std::optional<std::string>& text, std::chrono::milliseconds otherwise) {
-  if (!text)
+  constexpr std::chrono::hours kLongest(1);
+  if (text)
+    return parse_bounded(std::string(verb) + ": --timeout", *text, kLongest);
+  const char* const set = std::getenv("STOPVISOR_TIMEOUT"); // NOLINT(concurrency-mt-unsafe): nobody changes it
+  if (set == nullptr || *set == '\0')
     return otherwise;
-  return parse_bounded(std::string(verb) + ": --timeout", *text, std::chrono::hours(1));
+  return parse_bounded(std::string(verb) + ": STOPVISOR_TIMEOUT", set, kLongest);
 }
 
 std::expected<std::chrono::milliseconds, vmm::Error> parse_max(std::string_view verb, std::string_view text) {
   return parse_bounded(std::string(verb) + ": --max", text, std::chrono::hours(24));
+}
+
+std::string absolute_path(const std::string& path) {
+  std::error_code error;
+  const auto absolute = std::filesystem::absolute(path, error);
+  return error ? path : absolute.string();
+}
+
+std::string query_value(std::string_view text) {
+  std::string value;
+  for (const char c : text) {
+    const bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                       std::string_view("-._~/").contains(c);
+    value += plain ? std::string(1, c) : fmt::format("%{:02X}", static_cast<unsigned char>(c));
+  }
+  return value;
 }
 
 vmm::Error strange_answer(std::string_view verb, std::string_view vm) {

@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "tools/stopvisor/command_line.h"
-#include "tools/stopvisor/did_you_mean.h"
 #include "tools/stopvisor/output.h"
 #include "tools/stopvisor/verb.h"
+#include "vmm/did_you_mean.h"
 
 namespace stopvisor::tools {
 namespace {
@@ -27,10 +27,12 @@ struct VerbEntry {
 // The table of verbs, in the order --help shows them.
 constexpr std::array kVerbs{
     VerbEntry{"run", make_run},           VerbEntry{"ls", make_ls},
-    VerbEntry{"status", make_status},     VerbEntry{"pause", make_pause},
-    VerbEntry{"resume", make_resume},     VerbEntry{"hold", make_hold},
-    VerbEntry{"peek", make_peek},         VerbEntry{"poke", make_poke},
-    VerbEntry{"regs", make_regs},         VerbEntry{"cpu", make_cpu},
+    VerbEntry{"status", make_status},     VerbEntry{"console", make_console},
+    VerbEntry{"pause", make_pause},       VerbEntry{"resume", make_resume},
+    VerbEntry{"hold", make_hold},         VerbEntry{"peek", make_peek},
+    VerbEntry{"poke", make_poke},         VerbEntry{"patch", make_patch},
+    VerbEntry{"snapshot", make_snapshot}, VerbEntry{"regs", make_regs},
+    VerbEntry{"guest", make_guest},       VerbEntry{"cpu", make_cpu},
     VerbEntry{"shutdown", make_shutdown}, VerbEntry{"bench", make_bench},
     VerbEntry{"demo", make_demo},
 };
@@ -59,7 +61,7 @@ vmm::Error unknown_verb(std::string_view given) {
   verbs.reserve(kVerbs.size());
   for (const VerbEntry& entry : kVerbs)
     verbs.emplace_back(entry.name);
-  const std::string meant = did_you_mean(given, verbs);
+  const std::string meant = vmm::did_you_mean(given, verbs);
   const std::string hint = meant.empty() ? "; see 'stopvisor --help'" : "; did you mean '" + meant + "'?";
   return {std::string(given.substr(0, 60)), "", "no such verb" + hint, vmm::Status::kUsage};
 }

@@ -50,12 +50,16 @@ public:
 [[nodiscard]] std::unique_ptr<Verb> make_run();
 [[nodiscard]] std::unique_ptr<Verb> make_ls();
 [[nodiscard]] std::unique_ptr<Verb> make_status();
+[[nodiscard]] std::unique_ptr<Verb> make_console();
 [[nodiscard]] std::unique_ptr<Verb> make_pause();
 [[nodiscard]] std::unique_ptr<Verb> make_resume();
 [[nodiscard]] std::unique_ptr<Verb> make_hold();
 [[nodiscard]] std::unique_ptr<Verb> make_peek();
 [[nodiscard]] std::unique_ptr<Verb> make_poke();
+[[nodiscard]] std::unique_ptr<Verb> make_patch();
+[[nodiscard]] std::unique_ptr<Verb> make_snapshot();
 [[nodiscard]] std::unique_ptr<Verb> make_regs();
+[[nodiscard]] std::unique_ptr<Verb> make_guest();
 [[nodiscard]] std::unique_ptr<Verb> make_cpu();
 [[nodiscard]] std::unique_ptr<Verb> make_shutdown();
 [[nodiscard]] std::unique_ptr<Verb> make_bench();

@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "tools/bench/patch_bench.h"
 #include "tools/bench/stop_bench.h"
 #include "tools/stopvisor/output.h"
 #include "tools/stopvisor/verb.h"
@@ -96,32 +97,59 @@ void add_rows(std::vector<std::vector<std::string>>& rows, const StopFigures& fi
   }
 }
 
+json to_json(const PatchFigures& figures) {
+  return {{"cpus", figures.cpus},
+          {"empty_hold", to_json(figures.empty)},
+          {"apply_hold", to_json(figures.apply)},
+          {"revert_hold", to_json(figures.revert)},
+          {"apply_work", to_json(figures.apply_work)},
+          {"revert_work", to_json(figures.revert_work)},
+          {"data_work", to_json(figures.data_work)}};
+}
+
+void add_rows(std::vector<std::vector<std::string>>& rows, const PatchFigures& figures) {
+  add_row(rows, figures.cpus, "hold, empty stop", figures.empty);
+  add_row(rows, figures.cpus, "hold, 16 sites of code applied", figures.apply);
+  add_row(rows, figures.cpus, "hold, 16 sites of code reverted", figures.revert);
+  add_row(rows, figures.cpus, "work under the stop, apply code", figures.apply_work);
+  add_row(rows, figures.cpus, "work under the stop, revert code", figures.revert_work);
+  add_row(rows, figures.cpus, "work under the stop, apply data", figures.data_work);
+}
+
 class BenchVerb final : public Verb {
 public:
   const char* name() const noexcept override { return "bench"; }
   const char* summary() const noexcept override { return "Measure what a stop costs"; }
   const char* details() const noexcept override {
-    return "WHAT is 'stop'. For each number of vCPUs, all spinning in the probe guest: the floor (a bare signal "
+    return "WHAT is 'stop' or 'patch'. 'stop': for each number of vCPUs, all spinning in the probe guest: the "
+           "floor (a bare signal "
            "out of\n"
            "KVM_RUN, seen by a waiting thread), the stop in this process, the round trip over the socket, and the\n"
            "largest jump of the clock in the guest, with and without a stop. In microseconds. Floor and stop are\n"
            "measured in turn, block by block, and so are the stops of one vCPU, of two and of all, with and "
            "without\n"
            "lifting the priority of threads that are late (a quarter of the rounds each). With --peer qemu, QEMU's "
-           "'stop' and 'cont' with the same guest.\n\n"
+           "'stop' and 'cont' with the same guest.\n"
+           "'patch': how long the guest is held by an empty stop, and by those that apply and revert a patch of "
+           "16\n"
+           "sites of code with all checks, in turn; and how long of that is the patch's own work.\n\n"
            "Examples:\n"
            "  stopvisor bench stop\n"
+           "  stopvisor bench patch --cpus 1,2,8\n"
            "  stopvisor bench stop --cpus 1,4 --rounds 200 --peer qemu";
   }
   void declare(Arguments& arguments) override {
-    arguments.positional("WHAT", what_, "What to measure: stop");
+    arguments.positional("WHAT", what_, "What to measure: stop or patch");
     arguments.option("--cpus", cpus_, "LIST", "Numbers of vCPUs (default 1,2,4,8,32,64)");
     arguments.option("--rounds", rounds_, "N", "Stops for each figure (default 1000)");
     arguments.option("--peer", peer_, "NAME", "Measure a peer beside: qemu");
   }
   std::expected<int, Error> run(bool json_wanted) override {
-    if (what_ != "stop")
-      return std::unexpected(Error{"bench", what_, "no such benchmark; there is 'stop'", Status::kUsage});
+    if (what_ != "stop" && what_ != "patch")
+      return std::unexpected(
+          Error{"bench", what_, "no such benchmark; there are 'stop' and 'patch'", Status::kUsage});
+    if (what_ == "patch" && peer_)
+      return std::unexpected(Error{"bench", "--peer", "is for 'bench stop'", Status::kUsage});
     if (peer_ && *peer_ != "qemu")
       return std::unexpected(Error{"bench", *peer_, "no such peer; there is 'qemu'", Status::kUsage});
     const auto cpus = parse_numbers("--cpus", cpus_.value_or("1,2,4,8,32,64"), kMostCpus);
@@ -132,23 +160,28 @@ public:
       return std::unexpected(rounds.error());
     if (rounds->size() != 1 || rounds->front() < 10)
       return std::unexpected(Error{"bench", "--rounds", "must be one number, at least 10", Status::kUsage});
-    return measure(*cpus, {rounds->front(), peer_.has_value()}, json_wanted);
+    const StopBenchOptions options{rounds->front(), peer_.has_value()};
+    if (what_ == "patch")
+      return measure("patch", *cpus, options, json_wanted,
+                     [&](uint32_t count) { return bench_patch(count, options.rounds); });
+    return measure("stop", *cpus, options, json_wanted, [&](uint32_t count) { return bench_stop(count, options); });
   }
 
 private:
-  static std::expected<int, Error> measure(const std::vector<uint32_t>& cpus, const StopBenchOptions& options,
-                                           bool json_wanted) {
+  template <class Bench>
+  static std::expected<int, Error> measure(const char* what, const std::vector<uint32_t>& cpus,
+                                           const StopBenchOptions& options, bool json_wanted, Bench bench) {
     json document = json::array();
     std::vector<std::vector<std::string>> rows{{"vCPUs", "what", "p50", "p90", "p99", "max [us]"}};
     for (const uint32_t count : cpus) {
-      const auto figures = bench_stop(count, options);
+      const auto figures = bench(count);
       if (!figures)
         return std::unexpected(figures.error());
       document.push_back(to_json(*figures));
       add_rows(rows, *figures);
     }
     constexpr std::array<size_t, 5> kRight{0, 2, 3, 4, 5};
-    print_text(json_wanted ? json{{"rounds", options.rounds}, {"stop", document}}.dump(2) + "\n"
+    print_text(json_wanted ? json{{"rounds", options.rounds}, {what, document}}.dump(2) + "\n"
                            : table(rows, kRight));
     return 0;
   }

@@ -65,31 +65,44 @@ public:
   const char* name() const noexcept override { return "peek"; }
   const char* summary() const noexcept override { return "Show guest memory, as it is at one moment"; }
   const char* details() const noexcept override {
-    return "ADDR is gpa:0x... (physical) or gva:0x... (virtual, by the page tables of vCPU 0; gva:0x...@2 by\n"
-           "those of vCPU 2). LEN is a number of bytes, up to 1M; 0x and K, M are understood. All bytes are read\n"
-           "under one stop.\n\n"
+    return "ADDR is gpa:0x... (physical), gva:0x... (virtual, by the page tables of vCPU 0; gva:0x...@2 by\n"
+           "those of vCPU 2), or sym:NAME[+0x...] (of a Linux guest; sym:NAME@2 is CPU 2's copy of a per-CPU\n"
+           "variable). Symbols are found in the guest's own memory, or taken from --symbols. LEN is a number of\n"
+           "bytes, up to 1M; 0x and K, M are understood. All bytes are read under one stop.\n\n"
            "Examples:\n"
            "  stopvisor peek vm1 gpa:0x200000 64\n"
+           "  stopvisor peek vm1 sym:linux_banner 64\n"
            "  stopvisor peek vm1 gva:0x401000@2 4K --raw > page";
   }
   void declare(Arguments& arguments) override {
     arguments.positional("VM", vm_, "Name of the VM");
-    arguments.positional("ADDR", address_, "Where to begin: gpa:0x... or gva:0x...[@CPU]");
+    arguments.positional("ADDR", address_, "Where to begin: gpa:0x..., gva:0x...[@CPU] or sym:NAME[+0x...]");
     arguments.positional("LEN", length_, "How many bytes");
+    arguments.option("--symbols", symbols_, "FILE", "The kernel's vmlinux or System.map, for sym:");
+    arguments.option("--timeout", timeout_, "DURATION", "Give up, with status 4, after this long (default 5s)");
     arguments.flag("--raw", raw_, "Write the bytes themselves to stdout");
   }
   std::expected<int, Error> run(bool json) override {
     if (raw_ && json)
       return std::unexpected(Error{"peek", "", "--raw and --json exclude each other", Status::kUsage});
+    if (raw_ && ::isatty(STDOUT_FILENO) == 1)
+      return std::unexpected(
+          Error{"peek", "", "--raw writes bytes no terminal can show: redirect them", Status::kUsage});
     const auto length = parse_length(length_);
     if (!length)
       return std::unexpected(length.error());
     if (const auto address = vmm::parse_guest_address("peek", address_); !address)
       return std::unexpected(address.error());
+    const auto timeout = parse_timeout("peek", timeout_, std::chrono::seconds(5));
+    if (!timeout)
+      return std::unexpected(timeout.error());
     auto client = Client::connect("peek", vm_);
     if (!client)
       return std::unexpected(client.error());
-    const Json body = {{"address", address_}, {"length", *length}};
+    client->set_patience(*timeout + kSearchTime);
+    Json body = {{"address", address_}, {"length", *length}, {"timeout_ms", timeout->count()}};
+    if (symbols_)
+      body["symbols"] = absolute_path(*symbols_);
     const auto answer =
         client->request("POST", "/v1/peek", body.dump(-1, ' ', false, Json::error_handler_t::replace));
     if (!answer)
@@ -115,6 +128,8 @@ private:
   std::string vm_;
   std::string address_;
   std::string length_;
+  std::optional<std::string> symbols_;
+  std::optional<std::string> timeout_;
   bool raw_ = false;
 };
 
@@ -127,7 +142,7 @@ public:
            "hexadecimal\n"
            "digits, two a byte, spaces between and 0x before them allowed. With --expect the guest's bytes are\n"
            "compared first, inside the same stop; where one differs nothing is written and the exit status is 3.\n"
-           "Give as many --expect as there are pairs, in their order.\n\n"
+           "Give as many --expect as there are pairs, in their order. Where pairs overlap the later one stays.\n\n"
            "Examples:\n"
            "  stopvisor poke vm1 gpa:0x800000 0100000000000000\n"
            "  stopvisor poke vm1 gpa:0x1000 'cc' gpa:0x2000 '90 90' --expect 55 --expect '48 89'";
@@ -136,15 +151,21 @@ public:
     arguments.positional("VM", vm_, "Name of the VM");
     arguments.rest("ADDR_BYTES", pairs_, 1, "Pairs of ADDR (see 'peek') and the BYTES to write there");
     arguments.options("--expect", expected_, "BYTES", "What must be there before; once for each pair");
+    arguments.option("--symbols", symbols_, "FILE", "The kernel's vmlinux or System.map, for sym:");
+    arguments.option("--timeout", timeout_, "DURATION", "Give up, with status 4, after this long (default 5s)");
     arguments.flag("--no-stop", no_stop_, "Write while the guest runs, to show the difference (gpa: only)");
   }
   std::expected<int, Error> run(bool json) override {
-    const auto body = request_body();
+    const auto timeout = parse_timeout("poke", timeout_, std::chrono::seconds(5));
+    if (!timeout)
+      return std::unexpected(timeout.error());
+    const auto body = request_body(*timeout);
     if (!body)
       return std::unexpected(body.error());
     auto client = Client::connect("poke", vm_);
     if (!client)
       return std::unexpected(client.error());
+    client->set_patience(*timeout + kSearchTime);
     const auto answer = client->request("POST", "/v1/poke", *body);
     if (!answer)
       return std::unexpected(answer.error());
@@ -154,7 +175,7 @@ public:
   }
 
 private:
-  std::expected<std::string, Error> request_body() const {
+  std::expected<std::string, Error> request_body(std::chrono::milliseconds timeout) const {
     if (pairs_.size() % 2 != 0)
       return std::unexpected(Error{"poke", "", "every ADDR needs its BYTES", Status::kUsage});
     const size_t count = pairs_.size() / 2;
@@ -180,13 +201,17 @@ private:
       }
       writes.push_back(std::move(write));
     }
-    return Json{{"writes", std::move(writes)}, {"stop", !no_stop_}}.dump(-1, ' ', false,
-                                                                         Json::error_handler_t::replace);
+    Json body = {{"writes", std::move(writes)}, {"stop", !no_stop_}, {"timeout_ms", timeout.count()}};
+    if (symbols_)
+      body["symbols"] = absolute_path(*symbols_);
+    return body.dump(-1, ' ', false, Json::error_handler_t::replace);
   }
 
   std::string vm_;
   std::vector<std::string> pairs_;
   std::vector<std::string> expected_;
+  std::optional<std::string> symbols_;
+  std::optional<std::string> timeout_;
   bool no_stop_ = false;
 };
 

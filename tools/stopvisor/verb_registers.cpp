@@ -28,9 +28,9 @@ uint64_t number(const Json& object, const char* name) {
 
 // CONTEXT: throws where the answer is not that of our own server.
 std::string registers_text(const Json& cpu) {
-  std::string text = fmt::format("vCPU {}: CPL {}{}{}\n", number(cpu, "cpu"), number(cpu, "cpl"),
-                                 cpu.at("halted").get<bool>() ? ", halted" : "",
-                                 cpu.at("waiting").get<bool>() ? ", waits to be started" : "");
+  const Json& symbol = cpu.at("symbol");
+  std::string text = fmt::format("vCPU {}: {}, CPL {}{}\n", number(cpu, "cpu"), cpu.at("state").get<std::string>(),
+                                 number(cpu, "cpl"), symbol.is_null() ? "" : ", at " + symbol.get<std::string>());
   text += fmt::format("  rip    {:016x}  rflags {:016x}\n", number(cpu, "rip"), number(cpu, "rflags"));
   for (size_t i = 0; i < kGeneral.size(); ++i)
     text += fmt::format("{}{:<6} {:016x}{}", i % kColumns == 0 ? "  " : "", kGeneral[i], number(cpu, kGeneral[i]),
@@ -58,19 +58,30 @@ public:
   const char* name() const noexcept override { return "regs"; }
   const char* summary() const noexcept override { return "Show vCPU registers, all taken in one stop"; }
   const char* details() const noexcept override {
-    return "Examples:\n  stopvisor regs vm1\n  stopvisor regs vm1 --cpu 2 --json";
+    return "The state is what the stop found the vCPU doing: guest (it ran guest code), host (the VMM served it),\n"
+           "halted (it is in HLT), waiting (the guest has not started it), or offline. Of a Linux guest the "
+           "symbol\n"
+           "at RIP is shown as well.\n\n"
+           "Examples:\n  stopvisor regs vm1\n  stopvisor regs vm1 --cpu 2 --json";
   }
   void declare(Arguments& arguments) override {
     arguments.positional("VM", vm_, "Name of the VM");
     arguments.option("--cpu", cpu_, "N", "Only this vCPU (default: all)");
+    arguments.option("--symbols", symbols_, "FILE",
+                     "The kernel's vmlinux or System.map (default: the symbols it carries)");
+    arguments.option("--timeout", timeout_, "DURATION", "Give up, with status 4, after this long (default 5s)");
   }
   std::expected<int, Error> run(bool json) override {
     if (cpu_ && (cpu_->empty() || cpu_->size() > 5 || cpu_->find_first_not_of("0123456789") != std::string::npos))
       return std::unexpected(Error{"regs: --cpu", *cpu_, "must be the number of a vCPU", Status::kUsage});
+    const auto timeout = parse_timeout("regs", timeout_, std::chrono::seconds(5));
+    if (!timeout)
+      return std::unexpected(timeout.error());
     auto client = Client::connect("regs", vm_);
     if (!client)
       return std::unexpected(client.error());
-    const auto answer = client->request("GET", "/v1/regs" + (cpu_ ? "?cpu=" + *cpu_ : std::string()));
+    client->set_patience(*timeout + kSearchTime);
+    const auto answer = client->request("GET", target(*timeout));
     if (!answer)
       return std::unexpected(answer.error());
     if (json) {
@@ -90,8 +101,19 @@ public:
   }
 
 private:
+  [[nodiscard]] std::string target(std::chrono::milliseconds timeout) const {
+    std::string text = "/v1/regs?timeout_ms=" + std::to_string(timeout.count());
+    if (cpu_)
+      text += "&cpu=" + *cpu_;
+    if (symbols_)
+      text += "&symbols=" + query_value(absolute_path(*symbols_));
+    return text;
+  }
+
   std::string vm_;
   std::optional<std::string> cpu_;
+  std::optional<std::string> symbols_;
+  std::optional<std::string> timeout_;
 };
 
 } // namespace

@@ -2,16 +2,23 @@
 // run: starts a VM, in the foreground or (--detach) in the background.
 #include <unistd.h>
 
+#include <array>
 #include <charconv>
+#include <filesystem>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include "tools/snapshot/vm_restore.h"
 #include "tools/stopvisor/detach.h"
+#include "tools/stopvisor/disk_option.h"
+#include "tools/stopvisor/net_option.h"
 #include "tools/stopvisor/output.h"
 #include "tools/stopvisor/verb.h"
 #include "tools/stopvisor/vm_process.h"
+#include "vmm/machine_file.h"
 #include "vmm/units.h"
 
 namespace stopvisor::tools {
@@ -77,19 +84,40 @@ public:
            "Examples:\n"
            "  stopvisor run --cpus 4\n"
            "  stopvisor run --name vm1 --cpus 4 --memory 1G --detach\n"
-           "  stopvisor run --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0'";
+           "  stopvisor run --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0'\n"
+           "  stopvisor status vm1 --dtb > vm1.dtb; stopvisor run --name vm2 --machine vm1.dtb\n"
+           "  stopvisor snapshot create vm1 monday; stopvisor run --name vm2 --restore monday --detach";
   }
   void declare(Arguments& arguments) override {
     arguments.option("--name", name_, "NAME", "Name of the VM (default: vm1, vm2, ...)");
+    arguments.option("--machine", machine_, "FILE",
+                     "A device tree (.dtb or .dts) that describes the machine, in place of the next options");
     arguments.option("--cpus", cpus_, "N", "Number of vCPUs (default 1)");
     arguments.option("--max-cpus", max_cpus_, "N", "Number of vCPUs it may grow to (default 32, or --cpus)");
-    arguments.option("--memory", memory_, "SIZE", "Guest memory, with K, M or G (default 256M)");
+    arguments.option("--memory", memory_, "SIZE", "Guest memory, as 512M or 1.5G (default 256M)");
     arguments.option("--memory-backing", backing_, "KIND", "anon, memfd or hugetlb (default anon)");
-    arguments.option("--kernel", kernel_, "FILE", "A PVH ELF to boot (default: the probe guest)");
+    arguments.option("--kernel", kernel_, "FILE", "A Linux bzImage or PVH ELF to boot (default: the probe guest)");
     arguments.option("--initrd", initrd_, "FILE", "Its initial RAM disk");
     arguments.option("--cmdline", cmdline_, "STRING", "Its command line");
+    arguments.options("--disk", disks_, "FILE[,ro]",
+                      "A disk: a raw image or a block device, ro: only to be read; several make several. With "
+                      "--restore N=FILE: the image of disk N of the snapshot (0: the first), a new file where the "
+                      "snapshot has it");
+    arguments.options("--net", nets_, "tap=IF[,mac=ADDRESS]",
+                      "A network device on the host's tap IF; several make several");
     arguments.option("--serial", serial_, "WHERE",
                      "stdio, none or file:PATH (default stdio; none with --detach or --json)");
+    arguments.option("--restore", restore_, "DIR", "Go on from a snapshot, which describes the whole machine");
+    arguments.option("--key", key_, "FILE", "The key the snapshot is sealed with");
+    arguments.flag("--disks-as-they-are", disks_as_they_are_,
+                   "With --restore: go on also with images that were written since the snapshot");
+    arguments.option("--verify", verify_, "WHEN",
+                     "Check memory at the start, or each MiB on touch and so start at once (default start)");
+    arguments.flag("--prefault", prefault_, "Start at once, and bring in memory while it runs (a job of the VM)");
+    arguments.option("--clock", clock_, "WHICH",
+                     "The wall clock the guest is told: resume, from the snapshot's moment on, or host (default "
+                     "resume)");
+    arguments.flag("--share", share_, "Map memory from the snapshot's file, so that clones share its pages");
     arguments.flag("--paused", paused_, "Start held; 'stopvisor resume' lets it go");
     arguments.flag("--detach", detach_, "Run in the background");
   }
@@ -101,13 +129,122 @@ public:
   }
 
 private:
-  std::expected<vmm::VmConfig, Error> make_config(bool json) const {
-    vmm::VmConfig config;
+  std::expected<vmm::VmConfig, Error> make_config(bool json) {
+    for (const auto& [option, given] :
+         std::array<std::pair<const char*, bool>, 6>{{{"--key", key_.has_value()},
+                                                      {"--disks-as-they-are", disks_as_they_are_},
+                                                      {"--verify", verify_.has_value()},
+                                                      {"--clock", clock_.has_value()},
+                                                      {"--prefault", prefault_},
+                                                      {"--share", share_}}})
+      if (given && !restore_)
+        return std::unexpected(usage(option, "", "goes with --restore"));
+    auto config = restore_ ? open_snapshot() : machine_ ? read_machine() : make_machine();
+    if (!config)
+      return config;
     if (name_) {
       if (auto fine = vmm::check_vm_name(*name_); !fine)
         return std::unexpected(usage("--name", *name_, fine.error().reason));
-      config.name = *name_;
+      config->name = *name_;
     }
+    config->start_held = paused_;
+    if (auto fine = set_serial(*config, json); !fine)
+      return std::unexpected(fine.error());
+    return config;
+  }
+
+  std::expected<vmm::VmConfig, Error> open_snapshot() {
+    if (machine_)
+      return std::unexpected(usage("--machine", "", "the snapshot of --restore describes the whole machine"));
+    if (auto fine = check_alone("the snapshot of --restore describes the whole machine, this too"); !fine)
+      return std::unexpected(fine.error());
+    snapshot::RestoreOptions options{.directory = restore_.value_or("")};
+    if (auto fine = set_memory(options); !fine)
+      return std::unexpected(fine.error());
+    if (clock_ && *clock_ != "resume" && *clock_ != "host")
+      return std::unexpected(usage("--clock", *clock_, "must be resume or host"));
+    options.wall_clock = clock_ == "host" ? vmm::WallClock::kHost : vmm::WallClock::kResume;
+    options.disks.as_they_are = disks_as_they_are_;
+    for (const std::string& text : disks_) {
+      const auto place = parse_disk_place(text);
+      if (!place)
+        return std::unexpected(place.error());
+      if (!options.disks.places.insert(*place).second)
+        return std::unexpected(usage("--disk", text, "this disk has a place already"));
+    }
+    if (key_) {
+      const auto key = snapshot::Key::read("run: --key", *key_);
+      if (!key)
+        return std::unexpected(key.error());
+      options.key = *key;
+    }
+    auto opened = snapshot::Restoration::open(options);
+    if (!opened)
+      return std::unexpected(opened.error());
+    restoration_ = *std::move(opened);
+    vmm::VmConfig config = restoration_->config();
+    if (vmm::check_vm_name(config.name)) // of a stranger's: with --name, or a generated one
+      return config;
+    config.name.clear();
+    return config;
+  }
+
+  // How it gets its memory.
+  std::expected<void, Error> set_memory(snapshot::RestoreOptions& options) const {
+    const std::string verify = verify_.value_or(prefault_ ? "touch" : "start");
+    if (verify != "start" && verify != "touch")
+      return std::unexpected(usage("--verify", verify, "must be start or touch"));
+    if (prefault_ && verify == "start")
+      return std::unexpected(
+          usage("--prefault", "", "goes with --verify touch: else all is there before the start"));
+    if (share_ && verify == "touch")
+      return std::unexpected(usage("--share", "", "goes with --verify start: what is checked on touch is copied"));
+    if (share_ && backing_)
+      return std::unexpected(usage("--share", "", "is a memory backing of its own"));
+    options.verify = verify == "touch" ? snapshot::Verify::kTouch : snapshot::Verify::kStart;
+    options.prefault = prefault_;
+    options.share = share_;
+    vmm::VmConfig chosen;
+    if (auto fine = set_backing(chosen); !fine)
+      return fine;
+    if (backing_)
+      options.backing = chosen.backing;
+    return {};
+  }
+
+  // None of the options that say what the machine is.
+  std::expected<void, Error> check_alone(const char* reason) const {
+    const std::array<std::pair<const char*, bool>, 9> said{{{"--cpus", cpus_.has_value()},
+                                                            {"--max-cpus", max_cpus_.has_value()},
+                                                            {"--memory", memory_.has_value()},
+                                                            {"--memory-backing", backing_ && !restore_},
+                                                            {"--kernel", kernel_.has_value()},
+                                                            {"--initrd", initrd_.has_value()},
+                                                            {"--cmdline", cmdline_.has_value()},
+                                                            {"--disk", !restore_ && !disks_.empty()},
+                                                            {"--net", !nets_.empty()}}};
+    for (const auto& [option, given] : said)
+      if (given)
+        return std::unexpected(usage(option, "", reason));
+    return {};
+  }
+
+  std::expected<vmm::VmConfig, Error> read_machine() const {
+    if (auto fine = check_alone("the file of --machine describes the whole machine, this too"); !fine)
+      return std::unexpected(fine.error());
+    const std::string path = machine_.value_or(""); // there is one: that is why we are here
+    auto config = vmm::read_machine_file(path);
+    if (!config)
+      return std::unexpected(config.error());
+    if (config->name.empty())
+      return config;
+    if (auto fine = vmm::check_vm_name(config->name); !fine)
+      return std::unexpected(Error{"machine file", path + ": stopvisor,name", fine.error().reason, Status::kUsage});
+    return config;
+  }
+
+  std::expected<vmm::VmConfig, Error> make_machine() const {
+    vmm::VmConfig config;
     if (auto fine = set_count("--cpus", cpus_, config.cpus); !fine)
       return std::unexpected(fine.error());
     if (auto fine = set_count("--max-cpus", max_cpus_, config.max_cpus); !fine)
@@ -118,17 +255,29 @@ private:
         return std::unexpected(bytes.error());
       config.memory_bytes = *bytes;
     }
-    config.kernel = kernel_.value_or("");
-    config.initrd = initrd_.value_or("");
+    config.kernel = absolute(kernel_.value_or(""));
+    config.initrd = absolute(initrd_.value_or(""));
     config.cmdline = cmdline_.value_or("");
-    config.start_held = paused_;
     if (kernel_ && kernel_->empty())
       return std::unexpected(usage("--kernel", "", "needs the name of a file"));
+    if (initrd_ && !kernel_)
+      return std::unexpected(
+          usage("--initrd", *initrd_, "goes with --kernel; the built-in probe guest takes no RAM disk"));
+    if (auto fine = set_disks(config); !fine)
+      return std::unexpected(fine.error());
+    if (auto fine = set_nets(config); !fine)
+      return std::unexpected(fine.error());
     if (auto fine = set_backing(config); !fine)
       return std::unexpected(fine.error());
-    if (auto fine = set_serial(config, json); !fine)
-      return std::unexpected(fine.error());
     return config;
+  }
+
+  // The VM outlives the folder it was started in: a reset reads its files again, and so does whoever makes the same
+  // machine from its description.
+  static std::string absolute(const std::string& path) {
+    std::error_code error;
+    const auto whole = path.empty() ? std::filesystem::path() : std::filesystem::absolute(path, error);
+    return error ? path : whole.lexically_normal().string();
   }
 
   static std::expected<void, Error> set_count(const char* option, const std::optional<std::string>& text,
@@ -142,15 +291,33 @@ private:
   }
 
   std::expected<void, Error> set_backing(vmm::VmConfig& config) const {
-    const std::string kind = backing_.value_or("anon");
-    if (kind == "anon")
-      config.backing = vmm::MemoryBacking::kAnonymous;
-    else if (kind == "memfd")
-      config.backing = vmm::MemoryBacking::kMemfd;
-    else if (kind == "hugetlb")
-      config.backing = vmm::MemoryBacking::kHugetlb;
-    else
-      return std::unexpected(usage("--memory-backing", kind, "must be anon, memfd or hugetlb"));
+    if (!backing_)
+      return {};
+    const auto backing = vmm::memory_backing_named(*backing_);
+    if (!backing)
+      return std::unexpected(usage("--memory-backing", *backing_, "must be anon, memfd or hugetlb"));
+    config.backing = *backing;
+    return {};
+  }
+
+  std::expected<void, Error> set_disks(vmm::VmConfig& config) const {
+    for (const std::string& text : disks_) {
+      auto disk = parse_disk(text);
+      if (!disk)
+        return std::unexpected(disk.error());
+      disk->path = absolute(disk->path);
+      config.disks.push_back(*std::move(disk));
+    }
+    return {};
+  }
+
+  std::expected<void, Error> set_nets(vmm::VmConfig& config) const {
+    for (const std::string& text : nets_) {
+      auto net = parse_net(text);
+      if (!net)
+        return std::unexpected(net.error());
+      config.nets.push_back(*std::move(net));
+    }
     return {};
   }
 
@@ -173,10 +340,10 @@ private:
     return {};
   }
 
-  static std::expected<int, Error> run_here(vmm::VmConfig config, bool json) {
+  std::expected<int, Error> run_here(vmm::VmConfig config, bool json) const {
     set_up_log();
     const bool has_terminal = config.serial == vmm::SerialTarget::kTerminal && ::isatty(STDIN_FILENO) == 1;
-    const auto ended = run_vm(std::move(config), [has_terminal](const vmm::ControlPlace& place) {
+    const auto ended = run_vm(std::move(config), restoration(), [has_terminal](const vmm::ControlPlace& place) {
       if (has_terminal)
         spdlog::info("{}: the guest has the terminal, Ctrl-C included; Ctrl-A x ends the VM", place.name());
     });
@@ -188,9 +355,8 @@ private:
     return status;
   }
 
-  static std::expected<int, Error> run_detached(vmm::VmConfig config, bool json) {
-    const auto started =
-        detach([&config](Foreground& foreground) { return run_behind(std::move(config), foreground); });
+  std::expected<int, Error> run_detached(vmm::VmConfig config, bool json) const {
+    const auto started = detach([&](Foreground& foreground) { return run_behind(std::move(config), foreground); });
     if (!started)
       return std::unexpected(started.error());
     if (json)
@@ -201,10 +367,10 @@ private:
   }
 
   // CONTEXT: the background process. RETURNS: its exit status.
-  static int run_behind(vmm::VmConfig config, Foreground& foreground) {
+  int run_behind(vmm::VmConfig config, Foreground& foreground) const {
     set_up_log();
     std::string log;
-    const auto ended = run_vm(std::move(config), [&](const vmm::ControlPlace& place) {
+    const auto ended = run_vm(std::move(config), restoration(), [&](const vmm::ControlPlace& place) {
       if (log_to(place.log_path()))
         log = place.log_path();
       (void)!::chdir("/"); // keeps no file system busy
@@ -222,7 +388,17 @@ private:
     return *status;
   }
 
+  [[nodiscard]] const snapshot::Restoration* restoration() const noexcept {
+    return restoration_ ? &*restoration_ : nullptr;
+  }
+
+  std::optional<snapshot::Restoration> restoration_; // with --restore
   std::optional<std::string> name_;
+  std::optional<std::string> restore_;
+  std::optional<std::string> key_;
+  std::optional<std::string> verify_;
+  std::optional<std::string> clock_;
+  std::optional<std::string> machine_;
   std::optional<std::string> cpus_;
   std::optional<std::string> max_cpus_;
   std::optional<std::string> memory_;
@@ -230,7 +406,12 @@ private:
   std::optional<std::string> kernel_;
   std::optional<std::string> initrd_;
   std::optional<std::string> cmdline_;
+  std::vector<std::string> disks_;
+  std::vector<std::string> nets_;
   std::optional<std::string> serial_;
+  bool disks_as_they_are_ = false;
+  bool prefault_ = false;
+  bool share_ = false;
   bool paused_ = false;
   bool detach_ = false;
 };

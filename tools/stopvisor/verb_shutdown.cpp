@@ -39,15 +39,22 @@ public:
   const char* summary() const noexcept override { return "Press a VM's power button and wait for its end"; }
   const char* details() const noexcept override {
     return "The guest decides what the power button does. Where the VM still runs after --timeout the exit status\n"
-           "is 4. With --now the VM is ended without asking the guest.\n\n"
+           "is 4. With --now the VM is ended without asking the guest. With --ctrl-alt-del these keys are pressed\n"
+           "instead, on which most guests restart: the command does not wait then.\n\n"
            "Examples:\n  stopvisor shutdown vm1\n  stopvisor shutdown vm1 --now";
   }
   void declare(Arguments& arguments) override {
     arguments.positional("VM", vm_, "Name of the VM");
     arguments.flag("--now", now_, "End the VM without asking the guest");
+    arguments.flag("--ctrl-alt-del", keys_, "Press Ctrl-Alt-Del, and return at once");
     arguments.option("--timeout", timeout_, "DURATION", "How long to wait for the end (default 10s)");
   }
   std::expected<int, Error> run(bool json) override {
+    if (keys_ && (now_ || timeout_))
+      return std::unexpected(
+          Error{"shutdown", "",
+                std::string("--ctrl-alt-del and ") + (now_ ? "--now" : "--timeout") + " exclude each other",
+                Status::kUsage});
     const auto timeout = parse_timeout("shutdown", timeout_, std::chrono::seconds(10));
     if (!timeout)
       return std::unexpected(timeout.error());
@@ -58,10 +65,13 @@ public:
     // The process, not the connection, tells when the name is free again; it is alive while it answers us.
     const pid_t pid = client->vm_pid();
     const vmm::UniqueFd process(pid > 0 ? int(::syscall(SYS_pidfd_open, pid, 0)) : -1);
-    const auto answer = client->request("POST", "/v1/shutdown", now_ ? R"({"now":true})" : R"({"now":false})");
+    const auto answer = client->request("POST", "/v1/shutdown",
+                                        now_    ? R"({"now":true})"
+                                        : keys_ ? R"({"ctrl_alt_del":true})"
+                                                : R"({"now":false})");
     if (!answer)
       return std::unexpected(answer.error());
-    if (!wait_readable(process ? process.get() : client->fd(), deadline))
+    if (!keys_ && !wait_readable(process ? process.get() : client->fd(), deadline))
       return std::unexpected(still_running(*client, *timeout));
     if (json)
       print_vm_document(vm_, *answer);
@@ -82,6 +92,7 @@ private:
 
   std::string vm_;
   bool now_ = false;
+  bool keys_ = false;
   std::optional<std::string> timeout_;
 };
 

@@ -16,6 +16,11 @@
 
 #include <spdlog/spdlog.h>
 
+#include "tools/patch/service.h"
+#include "tools/snapshot/service.h"
+#include "tools/snapshot/vm_restore.h"
+#include "tools/stopvisor/output.h"
+#include "vmm/absent_memory.h"
 #include "vmm/control/api.h"
 #include "vmm/control/server.h"
 #include "vmm/terminal.h"
@@ -43,6 +48,7 @@ public:
     const sigset_t set = ending_signals();
     ::pthread_sigmask(SIG_BLOCK, &set, nullptr); // before any thread, which inherits it
     ::signal(SIGPIPE, SIG_IGN);                  // a client that is gone is an error value
+    ::signal(SIGXFSZ, SIG_IGN);                  // a file at its limit is one too: the guest's disk, a log
     signals_.reset(::signalfd(-1, &set, SFD_CLOEXEC));
     stop_.reset(::eventfd(0, EFD_CLOEXEC));
   }
@@ -103,6 +109,32 @@ private:
   std::thread thread_;
 };
 
+// A page of the guest's memory cannot be had, and somebody waits for it where nobody can get him out: no
+// destructors. CONTEXT: any thread.
+[[noreturn]] void end_process(vmm::ControlPlace& place, Error error) {
+  error.status = vmm::Status::kFailed;
+  (void)print_error(error, "run", false);
+  vmm::RawTerminal::give_back();
+  place.release();
+  ::_exit(int(error.status));
+}
+
+// A job that ends by itself when the guest has all of its memory.
+void bring_in_memory(vmm::Vm& vm, vmm::Api& api, const std::string& directory, vmm::ControlPlace& place) {
+  const vmm::Peer us{.pid = ::getpid(), .uid = ::getuid()};
+  const auto work = [&vm, &place](vmm::JobHandle& job) -> std::expected<std::string, Error> {
+    job.begin_phase("bringing in memory");
+    auto done = vm.absent_memory()->bring_all(job.stop(), &job.progress());
+    if (!done && !job.stop().stop_requested())
+      end_process(place, done.error()); // the guest would come to it sooner or later
+    if (!done)
+      return std::unexpected(std::move(done.error()));
+    return std::string("{}");
+  };
+  if (const auto job = api.context().jobs.start("restore", directory, us, work); !job)
+    spdlog::warn("{}", job.error().message() + ": memory comes when the guest touches it");
+}
+
 // How a VM whose start failed with `error` ended. Where somebody ended it while it started, that is why, and no
 // failure.
 std::expected<VmProcessEnd, Error> end_of_failed(vmm::Vm& vm, EndingSignals& signals, const Error& error) {
@@ -115,7 +147,7 @@ std::expected<VmProcessEnd, Error> end_of_failed(vmm::Vm& vm, EndingSignals& sig
 
 } // namespace
 
-std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config,
+std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::Restoration* restoration,
                                           const std::function<void(const vmm::ControlPlace&)>& ready) {
   EndingSignals signals;
   auto place = config.name.empty() ? vmm::ControlPlace::claim_generated() : vmm::ControlPlace::claim(config.name);
@@ -125,11 +157,32 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config,
     return std::unexpected(place.error());
   }
   config.name = place->name();
+  snapshot::PlacedDisks disks; // until the guest has them
+  if (restoration != nullptr) {
+    auto placed = restoration->place_disks();
+    if (!placed)
+      return std::unexpected(placed.error());
+    disks = *std::move(placed);
+  }
   auto vm = vmm::Vm::create(std::move(config));
   if (!vm)
     return std::unexpected(vm.error());
+  if (restoration != nullptr)
+    if (auto done = restoration->into(**vm, [&place](const Error& error) { end_process(*place, error); }); !done)
+      return std::unexpected(done.error());
+  (*vm)->tell_events_to([name = place->name()](const std::string& event) { spdlog::info("{}: {}", name, event); });
   // In the order in which each needs the one before: gone in reverse.
   vmm::Api api(**vm);
+  patch::Service patches(**vm, api);
+  if (restoration != nullptr)
+    if (const auto* ledger = restoration->section(vmm::StateKind::kPatchLedger); ledger != nullptr)
+      if (auto done = patches.engine().restore_state(*ledger); !done)
+        return std::unexpected(done.error());
+  snapshot::Service snapshots(**vm, api, [&](snapshot::Contents& contents) {
+    contents.state.push_back(patches.engine().save_state());
+    for (const patch::Ledger::Entry& record : patches.engine().list())
+      contents.patches.emplace_back(record->manifest.name, record->manifest.version);
+  });
   auto listening = place->listen();
   if (!listening)
     return std::unexpected(listening.error());
@@ -137,17 +190,21 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config,
     return std::unexpected(watched.error());
   if (auto started = (*vm)->start(); !started)
     return end_of_failed(**vm, signals, started.error());
+  disks.keep();
   auto server = vmm::ControlServer::start(std::move(*listening), api);
   if (!server) {
     (*vm)->request_end({vmm::EndKind::kVmmError, server.error().message() + "\n"});
     return end_of_failed(**vm, signals, server.error());
   }
+  if (restoration != nullptr && restoration->options().prefault)
+    bring_in_memory(**vm, api, restoration->options().directory, *place);
   ready(*place);
   if (!vmm::may_lift_threads())
     spdlog::warn("{}: this process may not raise its threads' priority (CAP_SYS_NICE, or RLIMIT_RTPRIO of 1): with "
                  "more vCPUs than processors, stops wait for the host's scheduler",
                  place->name());
-  spdlog::info("{}: running, pid {}, {} vCPUs", place->name(), ::getpid(), (*vm)->cpu_count());
+  spdlog::info("{}: running, pid {}, {} vCPU{}", place->name(), ::getpid(), (*vm)->cpu_count(),
+               (*vm)->cpu_count() == 1 ? "" : "s");
   VmProcessEnd ended{place->name(), (*vm)->wait_for_end(), 0};
   (*server)->stop();
   signals.stop();

@@ -27,9 +27,14 @@ constexpr std::array kEndpoints{
     Endpoint{"POST", "/v1/cpus/*/offline", serve_offline_cpu},
     Endpoint{"POST", "/v1/cpus/*/online", serve_online_cpu},
     Endpoint{"GET", "/v1/regs", serve_registers},
+    Endpoint{"GET", "/v1/guest", serve_guest},
     Endpoint{"POST", "/v1/peek", serve_peek},
     Endpoint{"POST", "/v1/poke", serve_poke},
+    Endpoint{"GET", "/v1/jobs", serve_jobs},
+    Endpoint{"GET", "/v1/jobs/*", serve_job},
+    Endpoint{"POST", "/v1/jobs/*/cancel", serve_cancel_job},
     Endpoint{"GET", "/v1/stop-report", serve_stop_report},
+    Endpoint{"GET", "/v1/console", serve_console},
     Endpoint{"GET", "/v1/dtb", serve_device_tree},
     Endpoint{"POST", "/v1/shutdown", serve_shutdown},
 };
@@ -72,10 +77,20 @@ private:
 } // namespace
 
 struct Api::Parts {
-  explicit Parts(Vm& vm) : target(vm), holds(target), context{vm, holds, std::chrono::steady_clock::now()} {}
+  explicit Parts(Vm& vm)
+      : target(vm), holds(target), guest(vm),
+        context{vm, holds, guest, jobs, std::chrono::steady_clock::now(), {}} {}
   VmHolds target;
   Holds holds;
+  GuestKnowledge guest;
+  Jobs jobs;
   ApiContext context;
+  struct Added {
+    std::string method;
+    std::string path;
+    std::function<ApiReply(const ApiRequest&)> serve;
+  };
+  std::vector<Added> added; // fixed once clients connect
 };
 
 Api::Api(Vm& vm) : parts_(std::make_unique<Parts>(vm)) {
@@ -85,6 +100,14 @@ Api::Api(Vm& vm) : parts_(std::make_unique<Parts>(vm)) {
 
 Api::~Api() = default;
 
+void Api::add(std::string method, std::string path, std::function<ApiReply(const ApiRequest&)> serve) {
+  parts_->added.push_back({std::move(method), std::move(path), std::move(serve)});
+}
+
+ApiContext& Api::context() noexcept {
+  return parts_->context;
+}
+
 ApiReply Api::serve(const ApiRequest& request) {
   bool known = false;
   for (const Endpoint& endpoint : kEndpoints) {
@@ -93,6 +116,13 @@ ApiReply Api::serve(const ApiRequest& request) {
     known = true;
     if (endpoint.method == request.method)
       return endpoint.serve(parts_->context, request);
+  }
+  for (const Parts::Added& endpoint : parts_->added) {
+    if (!matches(endpoint.path, request.path))
+      continue;
+    known = true;
+    if (endpoint.method == request.method)
+      return endpoint.serve(request);
   }
   Error error{"control request", printable(request.path), "no such path", Status::kUsage};
   if (!known)

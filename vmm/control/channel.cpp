@@ -101,6 +101,12 @@ bool Channel::read_all(std::string& to, size_t bytes) {
   return true;
 }
 
+std::string Channel::take_rest() {
+  std::string rest = in_.substr(taken_);
+  taken_ = in_.size();
+  return rest;
+}
+
 void Channel::discard(size_t bytes) {
   set_timeout(fd_, SO_RCVTIMEO, kDiscardTime);
   const Clock::time_point begun = Clock::now();

@@ -47,6 +47,11 @@ public:
   // Reads and forgets up to `bytes`, for at most two seconds: so that a client still writing reads our answer.
   void discard(size_t bytes);
 
+  // Takes what is buffered and was not read.
+  [[nodiscard]] std::string take_rest();
+
+  // Forgets what was written and not sent.
+  void unwrite() noexcept { out_.clear(); }
   void write(std::string_view bytes) { out_.append(bytes); }
   // Sends what was written. RETURNS: false where the peer is gone or does not read.
   [[nodiscard]] bool flush();

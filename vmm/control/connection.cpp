@@ -5,6 +5,8 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <optional>
 #include <string>
@@ -63,10 +65,16 @@ Framing framing_of(const httplib::Request& request) {
   return {length, 0, {}};
 }
 
+bool asks_to_upgrade(const httplib::Request& request) {
+  std::string options = request.get_header_value("Connection");
+  std::ranges::transform(options, options.begin(), [](unsigned char c) { return char(std::tolower(c)); });
+  return options.find("upgrade") != std::string::npos;
+}
+
 class Connection final : private httplib::Server {
 public:
   Connection(int fd, ConnectionId id, Peer peer, ApiHandler& handler)
-      : channel_(fd), stream_(channel_, fd), id_(id), peer_(peer), handler_(handler) {
+      : fd_(fd), channel_(fd), stream_(channel_, fd), id_(id), peer_(peer), handler_(handler) {
     keep_alive_timeout_sec_ = 86'400; // what the answer's Keep-Alive header announces
     keep_alive_max_count_ = 1'000'000;
     set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
@@ -110,6 +118,7 @@ private:
   bool serve_one() {
     framing_ = {};
     undo_ = nullptr;
+    take_over_ = nullptr;
     gone_ = false;
     routed_ = false;
     bool closes = false;
@@ -122,6 +131,8 @@ private:
     });
     if (gone_)
       return false;
+    if (take_over_)
+      return switch_protocols();
     if (!channel_.flush()) {
       if (undo_)
         undo_();
@@ -148,18 +159,33 @@ private:
                     .path = request.path,
                     .query = {},
                     .body = body,
+                    .upgrade = {},
                     .connection = id_,
                     .peer = peer_};
     for (const auto& [name, value] : request.params)
       ours.query.emplace_back(name, value);
+    const std::string upgrade = asks_to_upgrade(request) ? request.get_header_value("Upgrade") : "";
+    ours.upgrade = upgrade;
     try {
       ApiReply reply = handler_.serve(ours);
       undo_ = std::move(reply.undo);
+      take_over_ = std::move(reply.take_over);
+      upgrade_ = reply.upgrade;
       put(response, reply);
     } catch (const std::exception& error) {
       put(response,
           error_reply(Error{"control request", std::string(request.path), error.what(), Status::kFailed}));
     }
+  }
+
+  // RETURNS: false: the connection is over then.
+  bool switch_protocols() {
+    channel_.unwrite(); // httplib's answer, which has a length
+    channel_.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + upgrade_ + "\r\n\r\n");
+    const std::string early = channel_.take_rest();
+    if (channel_.flush())
+      take_over_(fd_, early);
+    return false;
   }
 
   void refuse_framing(httplib::Response& response) {
@@ -173,6 +199,7 @@ private:
     response.set_content(reply.body, reply.content_type);
   }
 
+  const int fd_;
   Channel channel_;
   ChannelStream stream_;
   ConnectionId id_;
@@ -181,6 +208,8 @@ private:
   // of the request being served
   Framing framing_;
   std::function<void()> undo_;
+  std::function<void(int, std::string_view)> take_over_;
+  std::string upgrade_;
   bool gone_ = false;
   bool routed_ = false;
 };

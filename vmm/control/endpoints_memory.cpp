@@ -91,9 +91,10 @@ Error mismatch(const std::vector<Write>& writes, const Write& write) {
 }
 
 // All ranges, then all comparisons, then all writes.
-std::expected<void, Error> compare_and_write(ApiContext& context, std::vector<Write>& writes) {
+std::expected<void, Error> compare_and_write(ApiContext& context, std::vector<Write>& writes,
+                                             const LinuxKernel* kernel) {
   for (Write& write : writes) {
-    auto pieces = find_pieces(context.vm, "poke", write.address, write.bytes.size());
+    auto pieces = find_pieces(context.vm, "poke", write.address, write.bytes.size(), kernel);
     if (!pieces)
       return std::unexpected(pieces.error());
     write.pieces = std::move(*pieces);
@@ -105,8 +106,11 @@ std::expected<void, Error> compare_and_write(ApiContext& context, std::vector<Wr
     if (write.found != *write.expect)
       return std::unexpected(mismatch(writes, write));
   }
-  for (const Write& write : writes)
+  for (const Write& write : writes) {
+    for (const std::span<std::byte> piece : write.pieces)
+      context.vm.written_pages().note(piece);
     copy_in(write.bytes, write.pieces);
+  }
   return {};
 }
 
@@ -117,7 +121,22 @@ std::expected<void, Error> write_live(ApiContext& context, std::vector<Write>& w
     if (write.address.kind != GuestAddress::Kind::kPhysical)
       return std::unexpected(Error{"poke", to_string(write.address),
                                    "without a stop only gpa: addresses can be written", Status::kUsage});
-  return compare_and_write(context, writes);
+  return compare_and_write(context, writes, nullptr);
+}
+
+// Under a stop; with the guest's kernel where one of the addresses is a symbol's.
+std::expected<void, Error>
+with_addresses(ApiContext& context, const char* operation, bool symbols, const std::string& file,
+               std::chrono::steady_clock::time_point deadline,
+               stopper::FunctionRef<std::expected<void, Error>(const LinuxKernel*)> use) {
+  if (!symbols)
+    return under_stop(context.vm, operation, deadline, [&] { return use(nullptr); });
+  return context.guest.with_kernel(operation, file, deadline,
+                                   [&](const GuestKnowledge::Kernel& kernel) { return use(kernel.get()); });
+}
+
+bool is_symbol(const GuestAddress& address) {
+  return address.kind == GuestAddress::Kind::kSymbol;
 }
 
 } // namespace
@@ -130,6 +149,7 @@ ApiReply serve_peek(ApiContext& context, const ApiRequest& request) {
   fields->require("address", text.has_value());
   const auto length = fields->number("length", 1, kMaxBytes);
   fields->require("length", length.has_value());
+  const std::string symbols = fields->text("symbols").value_or("");
   const auto deadline = fields->deadline();
   if (auto fine = fields->finish(); !fine)
     return error_reply(fine.error());
@@ -137,13 +157,14 @@ ApiReply serve_peek(ApiContext& context, const ApiRequest& request) {
   if (!address)
     return error_reply(address.error());
   std::vector<std::byte> bytes(*length);
-  const auto read = under_stop(context.vm, "peek", deadline, [&]() -> std::expected<void, Error> {
-    auto pieces = find_pieces(context.vm, "peek", *address, bytes.size());
+  const auto copy = [&](const LinuxKernel* kernel) -> std::expected<void, Error> {
+    auto pieces = find_pieces(context.vm, "peek", *address, bytes.size(), kernel);
     if (!pieces)
       return std::unexpected(pieces.error());
     copy_out(*pieces, bytes);
     return {};
-  });
+  };
+  const auto read = with_addresses(context, "peek", is_symbol(*address), symbols, deadline, copy);
   if (!read)
     return error_reply(read.error());
   ApiReply reply;
@@ -158,15 +179,17 @@ ApiReply serve_poke(ApiContext& context, const ApiRequest& request) {
     return error_reply(fields.error());
   std::vector<Fields> list = fields->objects("writes", kMaxWrites);
   const bool stop = fields->flag("stop").value_or(true);
+  const std::string symbols = fields->text("symbols").value_or("");
   const auto deadline = fields->deadline();
   if (auto fine = fields->finish(); !fine)
     return error_reply(fine.error());
   auto writes = read_writes(std::move(list));
   if (!writes)
     return error_reply(writes.error());
+  const bool by_name = std::ranges::any_of(*writes, is_symbol, &Write::address);
+  const auto apply = [&](const LinuxKernel* kernel) { return compare_and_write(context, *writes, kernel); };
   const auto written =
-      stop ? under_stop(context.vm, "poke", deadline, [&] { return compare_and_write(context, *writes); })
-           : write_live(context, *writes);
+      stop ? with_addresses(context, "poke", by_name, symbols, deadline, apply) : write_live(context, *writes);
   if (!written)
     return error_reply(written.error());
   const size_t total = std::accumulate(writes->begin(), writes->end(), size_t{0},

@@ -9,6 +9,7 @@
 #include "vmm/control/endpoints.h"
 #include "vmm/control/fields.h"
 #include "vmm/control/guest_access.h"
+#include "vmm/control/vcpu_activity.h"
 
 namespace stopvisor::vmm {
 namespace {
@@ -22,8 +23,20 @@ Json segment_document(const Segment& segment) {
           {"long", segment.long_mode},    {"default_32", segment.default_32}};
 }
 
-Json registers_document(uint32_t cpu, const Registers& registers) {
-  Json document = {{"cpu", cpu}, {"rip", registers.rip}, {"rflags", registers.rflags}};
+// One vCPU as a stop caught it.
+struct Caught {
+  Registers registers;
+  const char* activity = "";
+};
+
+Json registers_document(uint32_t cpu, const Caught& caught, const LinuxKernel* kernel) {
+  const Registers& registers = caught.registers;
+  const auto place = kernel == nullptr ? std::nullopt : kernel->symbols().place_of(registers.rip);
+  Json document = {{"cpu", cpu},
+                   {"state", caught.activity},
+                   {"rip", registers.rip},
+                   {"symbol", place ? Json(place->text()) : Json(nullptr)},
+                   {"rflags", registers.rflags}};
   for (size_t i = 0; i < registers.general.size(); ++i)
     document[kGeneralNames[i]] = registers.general[i];
   document.update({{"cr0", registers.cr0},
@@ -54,6 +67,7 @@ Json registers_document(uint32_t cpu, const Registers& registers) {
 ApiReply serve_registers(ApiContext& context, const ApiRequest& request) {
   Fields fields = Fields::of_query("regs", request);
   const auto cpu = fields.number("cpu", 0, std::numeric_limits<uint32_t>::max());
+  const std::string symbols = fields.text("symbols").value_or("");
   const auto deadline = fields.deadline();
   if (auto fine = fields.finish(); !fine)
     return error_reply(fine.error());
@@ -63,23 +77,36 @@ ApiReply serve_registers(ApiContext& context, const ApiRequest& request) {
                         "no vCPU " + std::to_string(*cpu) + ": it has 0 to " + std::to_string(present - 1),
                         Status::kUsage});
   const auto first = uint32_t(cpu.value_or(0));
-  std::vector<Registers> registers(cpu ? 1 : present);
-  const auto read = under_stop(context.vm, "regs", deadline, [&]() -> std::expected<void, Error> {
-    for (uint32_t i = 0; i < registers.size(); ++i) {
-      auto one = context.vm.registers(first + i);
+  std::vector<Caught> caught(cpu ? 1 : present);
+  const auto take = [&]() -> std::expected<void, Error> {
+    for (uint32_t i = 0; i < caught.size(); ++i) {
+      const auto one = context.vm.registers(first + i);
       if (!one)
         return std::unexpected(one.error());
-      registers[i] = *one;
+      caught[i] = {*one, vcpu_activity(context.vm.vcpu_status(first + i), *one)};
     }
     return {};
+  };
+  GuestKnowledge::Kernel kernel;
+  std::string no_symbols;
+  auto read = context.guest.with_kernel("regs", symbols, deadline, [&](const GuestKnowledge::Kernel& found) {
+    kernel = found;
+    return take();
   });
+  if (!read && read.error().status == Status::kRefused && symbols.empty()) { // of any other guest, without symbols
+    no_symbols = read.error().reason;
+    read = under_stop(context.vm, "regs", deadline, take);
+  }
   if (!read)
     return error_reply(read.error());
   Json list = Json::array();
-  for (uint32_t i = 0; i < registers.size(); ++i)
-    list.push_back(registers_document(first + i, registers[i]));
+  for (uint32_t i = 0; i < caught.size(); ++i)
+    list.push_back(registers_document(first + i, caught[i], kernel.get()));
+  Json document = {{"cpus", std::move(list)}};
+  if (kernel == nullptr)
+    document["why_no_symbols"] = no_symbols;
   ApiReply reply;
-  reply.body = Json{{"cpus", std::move(list)}}.dump();
+  reply.body = document.dump(-1, ' ', false, Json::error_handler_t::replace);
   return reply;
 }
 

@@ -40,18 +40,6 @@ const char* name_of(stopper::StopEnd end) {
   return "unknown";
 }
 
-const char* name_of(MemoryBacking backing) {
-  switch (backing) {
-  case MemoryBacking::kAnonymous:
-    return "anon";
-  case MemoryBacking::kMemfd:
-    return "memfd";
-  case MemoryBacking::kHugetlb:
-    return "hugetlb";
-  }
-  return "unknown";
-}
-
 int64_t milliseconds_between(HoldClock::time_point from, HoldClock::time_point to) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(to - from).count();
 }
@@ -116,6 +104,24 @@ Json workers_document(const Vm& vm) {
   return list;
 }
 
+Json devices_document(const Vm& vm) {
+  Json list = Json::array();
+  const auto text_or_null = [](const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); };
+  for (const DeviceStatus& status : vm.device_status()) {
+    Json counters = Json::object();
+    for (const DeviceCounter& counter : status.counters)
+      counters[counter.name] = counter.value;
+    list.push_back({{"device", status.name},
+                    {"slot", status.slot},
+                    {"driven", status.driven},
+                    {"requests", status.requests},
+                    {"broken", text_or_null(status.broken)},
+                    {"trouble", text_or_null(status.trouble)},
+                    {"counters", std::move(counters)}});
+  }
+  return list;
+}
+
 // A vCPU by its number, a device worker by its name.
 Json participant_name(const Vm& vm, stopper::CpuId participant) {
   for (const WorkerStatus& status : vm.worker_status())
@@ -160,11 +166,16 @@ ApiReply serve_status(ApiContext& context, const ApiRequest& request) {
                    {"memory_backing", name_of(config.backing)},
                    {"kernel", config.kernel.empty() ? Json(nullptr) : Json(config.kernel)},
                    {"resets", vm.resets()},
+                   {"last_reset_by", vm.last_reset_by().empty() ? Json(nullptr) : Json(vm.last_reset_by())},
+                   {"panicked", vm.panicked()},
+                   {"panics", vm.panics()},
+                   {"ctrl_alt_dels", vm.ctrl_alt_dels()},
                    {"uptime_ms", milliseconds_between(context.started, HoldClock::now())},
                    {"holds", vm.stops().holds()}};
   document["holders"] = holders_document(context.holds);
   document["vcpus"] = vcpus_document(vm);
   document["workers"] = workers_document(vm);
+  document["devices"] = devices_document(vm);
   document["doorbell"] = doorbell_document(vm.doorbell_counts());
   document["last_stop"] = report_summary(vm.stop_machine().last_report());
   return document_reply(document);
@@ -214,14 +225,20 @@ ApiReply serve_shutdown(ApiContext& context, const ApiRequest& request) {
   if (!fields)
     return error_reply(fields.error());
   const bool now = fields->flag("now").value_or(false);
+  const bool keys = fields->flag("ctrl_alt_del").value_or(false);
   if (auto fine = fields->finish(); !fine)
     return error_reply(fine.error());
-  if (now) {
+  if (now && keys)
+    return error_reply({"shutdown", "", "now and ctrl_alt_del exclude each other", Status::kUsage});
+  if (keys) {
+    if (auto pressed = context.vm.press_ctrl_alt_del(); !pressed)
+      return error_reply(pressed.error());
+  } else if (now) {
     context.vm.request_end({EndKind::kRequested, ""});
   } else if (auto pressed = context.vm.press_power_button(); !pressed) {
     return error_reply(pressed.error());
   }
-  return document_reply({{"asked", now ? "end" : "power-button"}});
+  return document_reply({{"asked", now ? "end" : keys ? "ctrl-alt-del" : "power-button"}});
 }
 
 } // namespace stopvisor::vmm

@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "vmm/control/guest_symbols.h"
 #include "vmm/guest_range.h"
 
 namespace stopvisor::vmm {
@@ -27,8 +28,15 @@ std::expected<void, Error> under_stop(Vm& vm, const char* operation, std::chrono
 }
 
 std::expected<Pieces, Error> find_pieces(Vm& vm, const char* operation, const GuestAddress& address,
-                                         uint64_t length) {
+                                         uint64_t length, const LinuxKernel* kernel) {
   Registers registers;
+  if (address.kind == GuestAddress::Kind::kSymbol && kernel != nullptr) {
+    const auto at = symbol_address(operation, address, *kernel, vm.memory());
+    if (!at)
+      return std::unexpected(at.error());
+    const GuestAddress there{GuestAddress::Kind::kVirtual, *at, 0, {}};
+    return resolve_range(operation, there, length, kernel->paging(), vm.memory());
+  }
   if (address.kind == GuestAddress::Kind::kVirtual) {
     auto read = vm.registers(address.cpu);
     if (!read) {

@@ -16,6 +16,8 @@
 
 namespace stopvisor::vmm {
 
+class LinuxKernel;
+
 // Host bytes behind a range of guest addresses, in order.
 using Pieces = std::vector<std::span<std::byte>>;
 
@@ -25,10 +27,11 @@ using Pieces = std::vector<std::span<std::byte>>;
                                                     std::chrono::steady_clock::time_point deadline,
                                                     stopper::FunctionRef<std::expected<void, Error>()> what);
 
-// RETURNS: what resolve_range() and Vm::registers() return.
-// CONTEXT: under a stop where the address is virtual.
+// `kernel`: whose symbols a kSymbol is looked up among; not looked at for other addresses, and may be null then.
+// RETURNS: what resolve_range(), Vm::registers() and symbol_address() return.
+// CONTEXT: under a stop where the address is not physical.
 [[nodiscard]] std::expected<Pieces, Error> find_pieces(Vm& vm, const char* operation, const GuestAddress& address,
-                                                       uint64_t length);
+                                                       uint64_t length, const LinuxKernel* kernel);
 
 // `to` and `from` are exactly as long as the pieces together.
 void copy_out(const Pieces& from, std::span<std::byte> to);

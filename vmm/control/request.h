@@ -21,6 +21,7 @@ struct ApiRequest {
   std::string_view path;
   std::vector<std::pair<std::string_view, std::string_view>> query;
   std::string_view body;
+  std::string_view upgrade; // the protocol the client asks to go over to; empty: none
   ConnectionId connection = 0;
   Peer peer;
 };
@@ -31,6 +32,10 @@ struct ApiReply {
   std::string body;
   // Takes back what was done, where the client was gone before it could be told. May be empty.
   std::function<void()> undo;
+  // Where set, no answer is written but "101 Switching Protocols" to `upgrade`; then this is called with the
+  // connection's descriptor and what the client sent after its request, and the connection ends as it returns.
+  std::function<void(int fd, std::string_view early)> take_over;
+  std::string upgrade;
 };
 
 // The error document of `error`, with the HTTP status that belongs to its exit status.

@@ -90,6 +90,25 @@ void CpuDevice::reset() noexcept {
   changed_.notify_all();
 }
 
+void CpuDevice::save_state(StateWriter& to) const {
+  const std::lock_guard guard(lock_);
+  to.put(static_cast<uint32_t>(entries_.size()));
+  for (const Entry& entry : entries_)
+    put_fields(to, entry.present, entry.wanted, entry.gone);
+}
+
+void CpuDevice::restore_state(StateReader& from) {
+  const std::lock_guard guard(lock_);
+  if (from.get<uint32_t>() != entries_.size())
+    return from.refuse("another number of possible vCPUs than this machine's");
+  for (Entry& entry : entries_) {
+    const bool exists = entry.present;
+    get_fields(from, entry.present, entry.wanted, entry.gone);
+    from.refuse_unless(entry.present == exists, "other vCPUs than this machine's");
+    from.refuse_unless(entry.present || (!entry.wanted && !entry.gone), "a vCPU that is wanted and not there");
+  }
+}
+
 void CpuDevice::Identity::read(uint64_t offset, std::span<std::byte> data) noexcept {
   const uint32_t value = offset == 0 ? probe::kCpuSignature : possible_;
   if (offset % kStride != 0 || data.size() != sizeof value)

@@ -19,10 +19,11 @@
 #include <vector>
 
 #include "vmm/bus.h"
+#include "vmm/state/device_state.h"
 
 namespace stopvisor::vmm {
 
-class CpuDevice {
+class CpuDevice final : public StatefulDevice {
 public:
   // A register for each of `possible` vCPUs, all absent. `pulse_interrupt` raises and lowers probe::kCpuGsi once;
   // it must be a leaf.
@@ -30,6 +31,9 @@ public:
 
   // Puts its parts (signature and count, registers) on the bus. RETURNS: as Bus::attach().
   [[nodiscard]] std::expected<void, Error> attach_to(Bus& ports);
+
+  void save_state(StateWriter& to) const override;
+  void restore_state(StateReader& from) override;
 
   // CONTEXT, all that follow: any thread but a vCPU's; `cpu` is possible.
 

@@ -97,6 +97,46 @@ void Doorbell::reset() noexcept {
   }
 }
 
+// The registers of the vCPUs up to the last that used its own, then the jobs that nobody has taken yet.
+void Doorbell::save_state(StateWriter& to) const {
+  uint32_t used = probe::kMaxCpus;
+  while (used != 0 && counts(used - 1) == DoorbellCounts{})
+    --used;
+  to.put(used);
+  for (uint32_t cpu = 0; cpu < used; ++cpu) {
+    const Registers& registers = (*cpus_)[cpu];
+    const std::lock_guard guard(registers.lock);
+    const DoorbellCounts& counts = registers.counts;
+    put_fields(to, counts.port_writes, counts.port_reads, counts.mmio_writes, counts.mmio_reads, counts.lost,
+               counts.doubled, registers.last_port, registers.last_mmio);
+  }
+  uint32_t jobs = 0;
+  jobs_.each([&](uint32_t /*slot*/, uint64_t /*number*/) { ++jobs; });
+  to.put(jobs);
+  jobs_.each([&](uint32_t slot, uint64_t number) { put_fields(to, slot, number); });
+}
+
+void Doorbell::restore_state(StateReader& from) {
+  const auto used = from.get<uint32_t>();
+  if (used > probe::kMaxCpus)
+    return from.refuse("more vCPUs than there can be");
+  for (uint32_t cpu = 0; cpu < used; ++cpu) {
+    Registers& to = (*cpus_)[cpu];
+    const std::lock_guard guard(to.lock);
+    get_fields(from, to.counts.port_writes, to.counts.port_reads, to.counts.mmio_writes, to.counts.mmio_reads,
+               to.counts.lost, to.counts.doubled, to.last_port, to.last_mmio);
+  }
+  const auto jobs = from.get<uint32_t>();
+  if (jobs > probe::kMaxCpus)
+    return from.refuse("more jobs than there can be");
+  for (uint32_t job = 0; job < jobs; ++job) {
+    const auto slot = from.get<uint32_t>();
+    if (slot >= probe::kMaxCpus)
+      return from.refuse("a job of a vCPU that cannot be");
+    (void)jobs_.put(slot, from.get<uint64_t>()); // the worker looks before it sleeps
+  }
+}
+
 void Doorbell::Signature::read(uint64_t offset, std::span<std::byte> data) noexcept {
   const uint32_t signature = probe::kDoorbellSignature;
   if (offset != 0 || data.size() != sizeof signature)

@@ -16,6 +16,7 @@
 #include "vmm/bus.h"
 #include "vmm/guest_memory.h"
 #include "vmm/job_slots.h"
+#include "vmm/state/device_state.h"
 #include "vmm/worker_device.h"
 
 namespace stopvisor::vmm {
@@ -32,7 +33,7 @@ struct DoorbellCounts {
   bool operator==(const DoorbellCounts&) const = default;
 };
 
-class Doorbell final : public WorkerDevice {
+class Doorbell final : public WorkerDevice, public StatefulDevice {
 public:
   // `memory` is where the mailboxes are; it outlives the device.
   explicit Doorbell(const GuestMemory& memory);
@@ -43,6 +44,9 @@ public:
   void use_worker(DeviceWorker& worker) noexcept { worker_ = &worker; }
   // Writes one number that was rung for into that vCPU's mailbox, where guest memory has one.
   [[nodiscard]] bool do_job() noexcept override;
+
+  void save_state(StateWriter& to) const override;
+  void restore_state(StateReader& from) override;
 
   // One vCPU's counts; all zero for a number from probe::kMaxCpus on. CONTEXT: any thread.
   [[nodiscard]] DoorbellCounts counts(uint32_t cpu) const;

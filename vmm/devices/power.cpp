@@ -45,6 +45,14 @@ void PowerDevice::reset() noexcept {
   pressed_.store(false, std::memory_order_release);
 } // pairs with read()
 
+void PowerDevice::save_state(StateWriter& to) const {
+  to.put(pressed_.load(std::memory_order_acquire)); // pairs with press()
+}
+
+void PowerDevice::restore_state(StateReader& from) {
+  pressed_.store(from.get_flag(), std::memory_order_release); // pairs with read()
+}
+
 void PowerDevice::press() noexcept {
   pressed_.store(true, std::memory_order_release); // pairs with read(); before the interrupt that tells of it
   pulse_interrupt_();

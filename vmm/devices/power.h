@@ -9,10 +9,11 @@
 
 #include "vmm/bus.h"
 #include "vmm/guest_request.h"
+#include "vmm/state/device_state.h"
 
 namespace stopvisor::vmm {
 
-class PowerDevice final : public BusDevice {
+class PowerDevice final : public BusDevice, public StatefulDevice {
 public:
   // `pulse_interrupt` raises and lowers probe::kPowerGsi once; it must be a leaf.
   PowerDevice(GuestRequestSink sink, std::function<void()> pulse_interrupt);
@@ -21,6 +22,8 @@ public:
   void read(uint64_t offset, std::span<std::byte> data) noexcept override;
   void write(uint64_t offset, std::span<const std::byte> data) noexcept override;
   void reset() noexcept override;
+  void save_state(StateWriter& to) const override;
+  void restore_state(StateReader& from) override;
 
   // Presses the button. CONTEXT: any thread, does not block.
   void press() noexcept;

@@ -5,15 +5,6 @@
 
 namespace stopvisor::vmm {
 
-void KeyboardResetPort::read(uint64_t /*offset*/, std::span<std::byte> data) noexcept {
-  std::fill(data.begin(), data.end(), std::byte{0});
-}
-
-void KeyboardResetPort::write(uint64_t /*offset*/, std::span<const std::byte> data) noexcept {
-  if (data.size() == 1 && data[0] == std::byte{kKeyboardPulseReset})
-    sink_(GuestRequest::kReset);
-}
-
 void ResetControlPort::read(uint64_t /*offset*/, std::span<std::byte> data) noexcept {
   // relaxed: a register by itself.
   std::fill(data.begin(), data.end(), std::byte{value_.load(std::memory_order_relaxed)});
@@ -26,6 +17,16 @@ void ResetControlPort::write(uint64_t /*offset*/, std::span<const std::byte> dat
   value_.store(value & static_cast<uint8_t>(~kResetControlCpu), std::memory_order_relaxed); // as in read()
   if ((value & kResetControlCpu) != 0)
     sink_(GuestRequest::kReset);
+}
+
+void ResetControlPort::save_state(StateWriter& to) const {
+  to.put(value_.load(std::memory_order_relaxed)); // as in read()
+}
+
+void ResetControlPort::restore_state(StateReader& from) {
+  const auto value = from.get<uint8_t>();
+  from.refuse_unless((value & kResetControlCpu) == 0, "a reset that is being made");
+  value_.store(value, std::memory_order_relaxed); // as in read()
 }
 
 void ResetControlPort::reset() noexcept {

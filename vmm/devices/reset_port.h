@@ -1,40 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two ways PCs have always been reset: the keyboard controller's pulse, and the reset control register.
+// The reset control register, by which PCs are reset, as by the keyboard controller's pulse (i8042.h).
 //
-// Kernels without a driver for our power device use these. Nothing else of a keyboard controller is there: its
-// status reads as "idle, nothing to fetch", which is what a kernel waits for before the pulse.
+// Kernels without a driver for our power device use one of these.
 #pragma once
 
 #include <atomic>
 
 #include "vmm/bus.h"
 #include "vmm/guest_request.h"
+#include "vmm/state/device_state.h"
 
 namespace stopvisor::vmm {
 
-inline constexpr uint16_t kKeyboardCommandPort = 0x64;
-inline constexpr uint8_t kKeyboardPulseReset = 0xfe; // 8042: pulse output line 0, which is the CPU's reset
 inline constexpr uint16_t kResetControlPort = 0xcf9;
 inline constexpr uint8_t kResetControlCpu = 0x04; // Intel ICH data sheets, RST_CNT: bit 2 starts the reset
 
-class KeyboardResetPort final : public BusDevice {
-public:
-  explicit KeyboardResetPort(GuestRequestSink sink) : sink_(std::move(sink)) {}
-  [[nodiscard]] std::string_view name() const noexcept override { return "keyboard reset"; }
-  void read(uint64_t offset, std::span<std::byte> data) noexcept override;
-  void write(uint64_t offset, std::span<const std::byte> data) noexcept override;
-
-private:
-  const GuestRequestSink sink_;
-};
-
-class ResetControlPort final : public BusDevice {
+class ResetControlPort final : public BusDevice, public StatefulDevice {
 public:
   explicit ResetControlPort(GuestRequestSink sink) : sink_(std::move(sink)) {}
   [[nodiscard]] std::string_view name() const noexcept override { return "reset control"; }
   void read(uint64_t offset, std::span<std::byte> data) noexcept override;
   void write(uint64_t offset, std::span<const std::byte> data) noexcept override;
   void reset() noexcept override;
+  void save_state(StateWriter& to) const override;
+  void restore_state(StateReader& from) override;
 
 private:
   const GuestRequestSink sink_;

@@ -58,6 +58,36 @@ void Serial16550::reset() noexcept {
   update_line();
 }
 
+// The line and the FIFO's trigger follow from the rest.
+void Serial16550::save_state(StateWriter& to) const {
+  const std::lock_guard guard(lock_);
+  put_fields(to, chip_.transmit_pending, chip_.interrupt_enable, chip_.fifo_control, chip_.line_control,
+             chip_.modem_control, chip_.line_errors, chip_.modem_deltas, chip_.scratch, chip_.divisor);
+  to.put(static_cast<uint8_t>(chip_.input_count));
+  for (size_t i = 0; i < chip_.input_count; ++i)
+    to.put(chip_.input[(chip_.input_head + i) % kFifoBytes]);
+}
+
+void Serial16550::restore_state(StateReader& from) {
+  const std::lock_guard guard(lock_);
+  Chip chip;
+  get_fields(from, chip.transmit_pending, chip.interrupt_enable, chip.fifo_control, chip.line_control,
+             chip.modem_control, chip.line_errors, chip.modem_deltas, chip.scratch, chip.divisor);
+  chip.input_count = from.get<uint8_t>();
+  from.refuse_unless(chip.interrupt_enable <= 0x0f && chip.modem_control <= kMcrAll &&
+                         (chip.line_errors & ~kLsrOverrun) == 0 && chip.modem_deltas <= 0x0f,
+                     "a register has bits that the chip has not");
+  from.refuse_unless((chip.fifo_control & kFcrClearInput) == 0, "a FIFO that is being cleared");
+  const bool fifo = (chip.fifo_control & kFcrEnable) != 0;
+  if (chip.input_count > (fifo ? kFifoBytes : 1))
+    return from.refuse("more input than there is room for");
+  for (size_t i = 0; i < chip.input_count; ++i)
+    chip.input[i] = from.get<uint8_t>();
+  chip.trigger = fifo ? kTriggers[chip.fifo_control >> 6] : 1;
+  chip_ = chip;
+  line_ = interrupt_cause() != kCauseNone;
+}
+
 size_t Serial16550::receive(std::span<const std::byte> bytes) noexcept {
   const std::lock_guard guard(lock_);
   size_t taken = 0;
@@ -66,14 +96,20 @@ size_t Serial16550::receive(std::span<const std::byte> bytes) noexcept {
     ++chip_.input_count;
     ++taken;
   }
-  wants_room_ = taken < bytes.size();
+  wants_room_ = wants_room_ || taken < bytes.size();
   update_line();
   return taken;
 }
 
-void Serial16550::on_room(std::function<void()> has_room) {
+Serial16550::RoomListener Serial16550::on_room(std::function<void()> has_room) {
   const std::lock_guard guard(lock_);
-  has_room_ = std::move(has_room);
+  room_listeners_.emplace_back(++last_room_listener_, std::move(has_room));
+  return last_room_listener_;
+}
+
+void Serial16550::off_room(RoomListener listener) {
+  const std::lock_guard guard(lock_);
+  std::erase_if(room_listeners_, [listener](const auto& entry) { return entry.first == listener; });
 }
 
 uint8_t Serial16550::read_register(uint64_t offset) {
@@ -245,8 +281,10 @@ void Serial16550::clear_input() {
 }
 
 void Serial16550::tell_room() {
-  if (std::exchange(wants_room_, false) && has_room_)
-    has_room_();
+  if (!std::exchange(wants_room_, false))
+    return;
+  for (const auto& [listener, has_room] : room_listeners_)
+    has_room();
 }
 
 void Serial16550::update_line() {

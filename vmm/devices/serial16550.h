@@ -13,14 +13,17 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "vmm/bus.h"
 #include "vmm/serial_output.h"
+#include "vmm/state/device_state.h"
 
 namespace stopvisor::vmm {
 
 // Registers and rules: National Semiconductor PC16550D data sheet, sections 8.1 to 8.8.
-class Serial16550 final : public BusDevice {
+class Serial16550 final : public BusDevice, public StatefulDevice {
 public:
   static constexpr uint64_t kPortCount = 8;
   static constexpr size_t kFifoBytes = 16;
@@ -34,13 +37,19 @@ public:
   void read(uint64_t offset, std::span<std::byte> data) noexcept override;
   void write(uint64_t offset, std::span<const std::byte> data) noexcept override;
   void reset() noexcept override;
+  void save_state(StateWriter& to) const override;
+  void restore_state(StateReader& from) override;
 
   // Hands over input. CONTEXT: any thread, does not block. RETURNS: how many bytes were taken, from the
   // front; where these are not all, on_room's function is called once there is room.
   [[nodiscard]] size_t receive(std::span<const std::byte> bytes) noexcept;
-  // Sets (or, empty, clears) the function that is called once there is room again. It is called under the
-  // device's lock, so that none is running once this returned: it must be a leaf, and not call the device.
-  void on_room(std::function<void()> has_room);
+  // Adds a function that is called once there is room again, after a receive() of anybody's that could not take
+  // all; who calls receive() then may still be late. It is called under the device's lock: it must be a leaf, and
+  // not call the device. RETURNS: what off_room() takes.
+  using RoomListener = uint64_t;
+  RoomListener on_room(std::function<void()> has_room);
+  // No such call is running once this returned, nor will be.
+  void off_room(RoomListener listener);
 
 private:
   // What the chip holds; as it is made, so it is after a reset.
@@ -80,9 +89,10 @@ private:
   ByteSink* const output_;
   const std::function<void(bool)> set_interrupt_;
 
-  std::mutex lock_; // guards everything below; output_ is called without it
-  std::function<void()> has_room_;
-  bool wants_room_ = false; // receive() could not take everything
+  mutable std::mutex lock_; // guards everything below; output_ is called without it
+  std::vector<std::pair<RoomListener, std::function<void()>>> room_listeners_;
+  RoomListener last_room_listener_ = 0;
+  bool wants_room_ = false; // a receive() could not take everything
   bool line_ = false;
   Chip chip_;
 };

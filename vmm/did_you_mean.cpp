@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tools/stopvisor/did_you_mean.h"
+#include "vmm/did_you_mean.h"
 
 #include <algorithm>
 #include <utility>
 #include <vector>
 
-namespace stopvisor::tools {
+namespace stopvisor::vmm {
 namespace {
 
 constexpr size_t kFarthest = 2;
@@ -34,4 +34,4 @@ std::string did_you_mean(std::string_view given, std::span<const std::string> kn
   return nearest != known.end() && distance(*nearest) <= kFarthest ? *nearest : "";
 }
 
-} // namespace stopvisor::tools
+} // namespace stopvisor::vmm

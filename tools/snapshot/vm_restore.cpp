@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/snapshot/vm_restore.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "tools/snapshot/chain_origin.h"
+#include "vmm/absent_memory.h"
+#include "vmm/acpi/platform.h"
+#include "vmm/machine_reader.h"
+
+namespace stopvisor::snapshot {
+namespace {
+
+constexpr const char* kOperation = "restore";
+
+vmm::Error refused(const std::string& directory, std::string reason) {
+  return {kOperation, directory, std::move(reason), vmm::Status::kRefused};
+}
+
+std::expected<vmm::VmConfig, vmm::Error> config_of(const Snapshot& snapshot) {
+  const std::vector<std::byte>& tree = snapshot.machine();
+  if (tree.empty() || tree.size() > vmm::kMaxMachineBytes)
+    return std::unexpected(refused(snapshot.directory(), "machine.dtb describes no machine"));
+  std::vector<uint64_t> aligned(tree.size() / sizeof(uint64_t) + 1);
+  std::memcpy(aligned.data(), tree.data(), tree.size());
+  auto config = vmm::read_machine(std::as_bytes(std::span(aligned)).first(tree.size()));
+  if (!config)
+    return std::unexpected(
+        refused(snapshot.directory(), "machine.dtb: " + config.error().object + ": " + config.error().reason));
+  // As many vCPUs as were there, online or not: the description tells of those that were offered last.
+  const auto vcpus = std::ranges::count(snapshot.state(), static_cast<uint32_t>(vmm::StateKind::kVcpuRegs),
+                                        &vmm::StateSection::kind);
+  if (vcpus == 0)
+    return std::unexpected(refused(snapshot.directory(), "its state has no vCPU"));
+  config->cpus = static_cast<uint32_t>(vcpus);
+  config->max_cpus = std::max(config->max_cpus, config->cpus);
+  config->bare = true;
+  return config;
+}
+
+} // namespace
+
+std::expected<Restoration, vmm::Error> Restoration::open(const RestoreOptions& options) {
+  auto kept = std::make_unique<RestoreOptions>(options);
+  const std::optional<Key>& key = kept->key;
+  auto chain = Chain::open(kept->directory, {.operation = kOperation, .key = key ? &*key : nullptr});
+  if (!chain)
+    return std::unexpected(std::move(chain.error()));
+  if (kept->share && kept->key)
+    return std::unexpected(refused(kept->directory, "is sealed with a key, and the pages of a file that is shared "
+                                                    "follow the file after they were checked"));
+  if (kept->share && !chain->mappable())
+    return std::unexpected(refused(kept->directory,
+                                   "is compressed or incremental: its memory is no file that could "
+                                   "be shared ('snapshot chain merge' makes one)"));
+  auto config = config_of(chain->newest());
+  if (!config)
+    return std::unexpected(std::move(config.error()));
+  if (auto chosen = choose_disks(kOperation, chain->newest(), kept->disks, *config); !chosen)
+    return std::unexpected(std::move(chosen.error()));
+  config->backing = kept->share ? vmm::MemoryBacking::kAnonymous : kept->backing.value_or(config->backing);
+  return Restoration(std::move(kept), *std::move(chain), *std::move(config));
+}
+
+const vmm::StateSection* Restoration::section(vmm::StateKind kind) const noexcept {
+  const Sections& state = chain_.newest().state();
+  const auto found = std::ranges::find(state, static_cast<uint32_t>(kind), &vmm::StateSection::kind);
+  return found == state.end() ? nullptr : &*found;
+}
+
+std::expected<PlacedDisks, vmm::Error> Restoration::place_disks() const {
+  return snapshot::place_disks(kOperation, chain_.newest(), options_->disks);
+}
+
+std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm,
+                                                  std::function<void(const vmm::Error&)> failed) const {
+  if (auto fine = check_disks(kOperation, chain_.newest(), options_->disks, vm); !fine)
+    return fine;
+  const auto slots = vm.memory().slots();
+  const std::vector<Region>& regions = chain_.regions();
+  const bool alike = std::ranges::equal(slots, regions, [](const vmm::MemorySlot& slot, const Region& region) {
+    return slot.base.value == region.gpa && slot.size_bytes == region.bytes;
+  });
+  if (!alike)
+    return std::unexpected(refused(options_->directory, "its memory lies elsewhere than machine.dtb has it"));
+  if (auto done = put_memory(vm, std::move(failed)); !done)
+    return done;
+  auto done = vm.restore_state(chain_.newest().state(), {.wall_clock = options_->wall_clock});
+  if (!done)
+    done.error().object = options_->directory + (done.error().object.empty() ? "" : ": " + done.error().object);
+  return done;
+}
+
+std::expected<void, vmm::Error> Restoration::put_memory(vmm::Vm& vm,
+                                                        std::function<void(const vmm::Error&)> failed) const {
+  if (options_->verify == Verify::kTouch) {
+    if (auto taken = vm.take_memory_from(std::make_unique<ChainOrigin>(chain_), std::move(failed)); !taken)
+      return taken;
+    // Written below, by this thread: an error is better than an end.
+    return vm.absent_memory()->bring(vmm::acpi::kGenerationIdGpa);
+  }
+  const Work how{kOperation, options_->directory, 0, {}};
+  if (options_->share) {
+    if (auto verified = chain_.verify(how); !verified)
+      return verified;
+    std::vector<uint64_t> offsets;
+    for (const Region& region : chain_.regions())
+      offsets.push_back(region.offset);
+    return vm.map_memory(chain_.newest().memory_fd(), offsets);
+  }
+  std::vector<std::span<std::byte>> to;
+  for (const vmm::MemorySlot& slot : vm.memory().slots())
+    to.emplace_back(slot.host, slot.size_bytes);
+  return chain_.read_memory(to, how);
+}
+
+} // namespace stopvisor::snapshot

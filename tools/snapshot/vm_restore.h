@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// A snapshot as a machine that goes on where it was.
+#pragma once
+
+#include <expected>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "tools/snapshot/chain.h"
+#include "tools/snapshot/disk_restore.h"
+#include "vmm/vm.h"
+
+namespace stopvisor::snapshot {
+
+// When memory is checked: all of it before the guest starts, or each extent as the guest touches it first.
+enum class Verify { kStart, kTouch };
+
+struct RestoreOptions {
+  std::string directory;
+  std::optional<Key> key{}; // of a snapshot that is sealed with one
+  Verify verify = Verify::kStart;
+  // The file is mapped, so that all who do so share its pages until they write them. For a snapshot that is raw,
+  // full and has no key, as pages that are not in memory yet follow the file. With kStart.
+  bool share = false;
+  bool prefault = false; // with kTouch: what is not touched is brought in meanwhile; whoever runs the VM does it
+  std::optional<vmm::MemoryBacking> backing{}; // as the snapshot's VM had it, where nobody says
+  DiskChoices disks = {};
+  vmm::WallClock wall_clock = vmm::WallClock::kResume;
+};
+
+// What is made into a machine. Movable; the options it was opened with live as long.
+class Restoration {
+public:
+  // Opens the snapshot and all it stands on, and reads what machine it is of. Nothing of the memory yet.
+  // RETURNS: errors of Chain::open() and choose_disks(), and kRefused where the machine is none of ours.
+  [[nodiscard]] static std::expected<Restoration, vmm::Error> open(const RestoreOptions& options);
+
+  // The machine to create: bare; its name is the snapshot's VM's.
+  [[nodiscard]] const vmm::VmConfig& config() const noexcept { return config_; }
+  [[nodiscard]] const RestoreOptions& options() const noexcept { return *options_; }
+  // A section of the state that the Vm passes over, for its owner; null where there is none.
+  [[nodiscard]] const vmm::StateSection* section(vmm::StateKind kind) const noexcept;
+  // Makes the images that are in the snapshot. CONTEXT: before a Vm is created from config(). RETURNS: as
+  // place_disks() has it.
+  [[nodiscard]] std::expected<PlacedDisks, vmm::Error> place_disks() const;
+  // Disks are checked; memory, as the options have it; then the state. CONTEXT: once, before vm.start(); blocks.
+  // `vm` was created from config(), perhaps with another name, serial port and start, and goes before this object.
+  // `failed`: AbsentOptions::failed, for extents that are checked later. RETURNS: errors of the chain and of
+  // Vm::restore_state(); the VM is of no use then.
+  [[nodiscard]] std::expected<void, vmm::Error> into(vmm::Vm& vm,
+                                                     std::function<void(const vmm::Error&)> failed = {}) const;
+
+private:
+  [[nodiscard]] std::expected<void, vmm::Error> put_memory(vmm::Vm& vm,
+                                                           std::function<void(const vmm::Error&)> failed) const;
+  Restoration(std::unique_ptr<RestoreOptions> options, Chain chain, vmm::VmConfig config)
+      : options_(std::move(options)), chain_(std::move(chain)), config_(std::move(config)) {}
+
+  std::unique_ptr<RestoreOptions> options_; // its key is looked at by the chain
+  Chain chain_;
+  vmm::VmConfig config_;
+};
+
+} // namespace stopvisor::snapshot

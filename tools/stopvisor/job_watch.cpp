@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/stopvisor/job_watch.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+
+#include <nlohmann/json.hpp>
+
+#include "tools/stopvisor/documents.h"
+#include "tools/stopvisor/output.h"
+
+namespace stopvisor::tools {
+namespace {
+
+using Json = nlohmann::json;
+using vmm::Error;
+using vmm::Status;
+
+// Blocked as long as it lives, and asked for instead: a request must not break off half way.
+class CancelSignals {
+public:
+  CancelSignals() {
+    sigemptyset(&set_);
+    sigaddset(&set_, SIGINT);
+    sigaddset(&set_, SIGTERM);
+    ::pthread_sigmask(SIG_BLOCK, &set_, &before_);
+  }
+  ~CancelSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  CancelSignals(const CancelSignals&) = delete;
+  CancelSignals& operator=(const CancelSignals&) = delete;
+
+  [[nodiscard]] bool came() const noexcept {
+    const timespec at_once{};
+    return ::sigtimedwait(&set_, nullptr, &at_once) > 0;
+  }
+
+private:
+  sigset_t set_{};
+  sigset_t before_{};
+};
+
+// One line of a terminal, written again and again, and gone at the end.
+class ProgressLine {
+public:
+  ~ProgressLine() {
+    if (shown_)
+      (void)std::fputs("\r\033[K", stderr);
+  }
+  void show(const std::string& operation, const Json& job) {
+    if (!terminal_)
+      return;
+    const auto done = job.value("done_bytes", uint64_t{0});
+    const auto total = job.value("total_bytes", uint64_t{0});
+    std::string line = operation + ": " + job.value("phase", "");
+    if (total != 0)
+      line +=
+          ": " + human_size(done) + " of " + human_size(total) + " (" + std::to_string(done * 100 / total) + "%)";
+    (void)std::fprintf(stderr, "\r\033[K%s", line.c_str());
+    shown_ = true;
+  }
+
+private:
+  bool terminal_ = ::isatty(STDERR_FILENO) == 1;
+  bool shown_ = false;
+};
+
+Error error_of(const std::string& operation, const Client& client, const Json& job) {
+  const Json& error = job.at("error");
+  std::string object = client.vm_name();
+  if (const auto inner = error.value("object", ""); !inner.empty() && inner != object)
+    object += ": " + inner;
+  return {operation, std::move(object), error.value("reason", ""), Status{error.value("status", 1)}};
+}
+
+} // namespace
+
+std::expected<std::string, Error> watch_job(Client& client, const std::string& operation, uint64_t job) {
+  const CancelSignals signals;
+  ProgressLine line;
+  const std::string place = "/v1/jobs/" + std::to_string(job);
+  for (;;) {
+    if (signals.came())
+      if (auto told = client.request("POST", place + "/cancel"); !told)
+        return std::unexpected(told.error());
+    const auto answer = client.request("GET", place + "?wait_ms=200");
+    if (!answer)
+      return std::unexpected(answer.error());
+    try {
+      const Json document = Json::parse(*answer);
+      const auto state = document.at("state").get<std::string>();
+      if (state == "done")
+        return document.at("result").dump();
+      if (state != "running")
+        return std::unexpected(error_of(operation, client, document));
+      line.show(operation, document);
+    } catch (const Json::exception&) {
+      return std::unexpected(strange_answer(operation, client.vm_name()));
+    }
+  }
+}
+
+} // namespace stopvisor::tools

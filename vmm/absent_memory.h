@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory whose content comes as it is needed: whoever touches a block that is not there waits until it is.
+//
+// A guest that goes on from a snapshot needs a few pages at once and most of them much later or never. So it starts
+// with nothing, and each block is read, checked and put in place on its first touch, by the kernel's userfaultfd: a
+// page is there only when all of its block was found good. docs/adr/0021-restore-on-demand.md says why so.
+//
+//   begin(): kWatching ── everything is there ──▶ kOver
+//            kWatching ── forget() ─────────────▶ kOver
+//   a block: kAbsent ──▶ kBusy ──▶ kPresent, or kBad
+//
+// The serving thread takes no part in stops, waits for none and touches none of the memory: whoever takes part in
+// one and waits for a block, comes on. It ends, and the kernel watches nothing any more, when everything is there.
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <expected>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "vmm/error.h"
+#include "vmm/progress.h"
+#include "vmm/unique_fd.h"
+#include "vmm/userfault.h"
+
+namespace stopvisor::vmm {
+
+// Where the content comes from.
+class MemoryOrigin {
+public:
+  virtual ~MemoryOrigin() = default;
+  // Whether [offset, offset + bytes) is nothing but zeros, as far as that is known without reading it.
+  [[nodiscard]] virtual bool is_zero(uint64_t offset, uint64_t bytes) const = 0;
+  // What belongs at `offset`, all of `to`: checked there, so that what is used is what was checked.
+  // CONTEXT: several threads at once; waits for no stop and touches none of the memory.
+  [[nodiscard]] virtual std::expected<void, Error> read(uint64_t offset, std::span<std::byte> to) const = 0;
+};
+
+struct AbsentOptions {
+  std::string operation = "restore"; // of errors
+  uint64_t block_bytes = 1 << 20;    // a multiple of the memory's pages: 2 MiB at least for huge ones
+  // A block could not be read, or is not good. Its pages never come: who waits for them inside KVM_RUN cannot be
+  // had out of there on every kernel, so this must end the process. CONTEXT: the serving thread.
+  std::function<void(const Error&)> failed;
+};
+
+class AbsentMemory {
+public:
+  // Starts to watch `memory`: whole pages, none of which is there yet, and which outlive the object.
+  // CONTEXT: before anybody touches them. RETURNS: Userfault's errors, kFailed where the host refuses.
+  [[nodiscard]] static std::expected<std::unique_ptr<AbsentMemory>, Error>
+  begin(std::span<std::byte> memory, std::unique_ptr<MemoryOrigin> origin, AbsentOptions options);
+  // CONTEXT: nobody touches the memory any more, nor is in another function.
+  ~AbsentMemory();
+  AbsentMemory(const AbsentMemory&) = delete;
+  AbsentMemory& operator=(const AbsentMemory&) = delete;
+
+  // CONTEXT, these two: any thread; blocks while content is read. RETURNS: the origin's errors, "was cancelled".
+  // Brings in the block at `offset`, for who would rather have an error than wait for ever.
+  [[nodiscard]] std::expected<void, Error> bring(uint64_t offset);
+  // Brings in all that is not there yet, by address. Nobody needs to wait for anything after it, and others may
+  // watch the memory. One that was cancelled may be called again.
+  [[nodiscard]] std::expected<void, Error> bring_all(std::stop_token stop, Progress* progress = nullptr);
+  // The content is about to go: what is not there yet is zeros from now on. CONTEXT: any thread, under a stop or
+  // not.
+  void forget() noexcept;
+
+  // CONTEXT: any thread.
+  [[nodiscard]] bool over() const; // everything is there, or was forgotten
+  [[nodiscard]] uint64_t absent_bytes() const;
+  [[nodiscard]] uint64_t touched_blocks() const; // that somebody waited for
+
+private:
+  enum class State : uint8_t { kAbsent, kBusy, kPresent, kBad };
+  using Buffer = std::vector<std::byte>;
+
+  AbsentMemory(std::span<std::byte> memory, std::unique_ptr<MemoryOrigin> origin, AbsentOptions options,
+               Userfault userfault, UniqueFd wake);
+  // Where `first` is given its page comes before all others.
+  [[nodiscard]] std::expected<void, Error> bring_block(size_t number, Buffer& buffer, const std::byte* first);
+  [[nodiscard]] std::expected<void, Error> fetch(size_t number, Buffer& buffer, const std::byte* first);
+  [[nodiscard]] int place(std::span<std::byte> block, const std::byte* content,
+                          const std::byte* first) const noexcept;
+  void end_watch() noexcept; // under lock_, nothing busy
+  void serve() noexcept;
+  void fail(const Error& error) const;
+  [[nodiscard]] std::span<std::byte> block(size_t number) const noexcept;
+  [[nodiscard]] Error error(std::string reason) const {
+    return {options_.operation, "guest memory", std::move(reason)};
+  }
+
+  const std::span<std::byte> memory_;
+  const std::unique_ptr<MemoryOrigin> origin_;
+  const AbsentOptions options_;
+  const Userfault userfault_;
+  const UniqueFd wake_; // raised to make the serving thread look whether it is over
+
+  mutable std::mutex lock_; // a leaf, but for system calls that wait for nobody
+  std::condition_variable changed_;
+  std::vector<State> states_; // this and the following under lock_
+  size_t absent_;             // kAbsent, kBusy and kBad
+  size_t busy_ = 0;
+  uint64_t touched_ = 0;
+  bool over_ = false;
+  bool forgotten_ = false;
+
+  std::thread server_;
+};
+
+} // namespace stopvisor::vmm
