@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Verifies the Spin models of the stop protocol, and that each mutant of them is found.
+"""Verifies the Spin models of the stop protocol and of the hand-over, and that each mutant of them is found.
 
   run.py             everything: about two minutes on two cores, two searches at a time, less than 4 GiB
   run.py --quick     the smaller instances, and a few of the mutants: less than 20 s. STOPVISOR_TEST_MODE=quick does too
@@ -74,6 +74,10 @@ def service(name, text="", **more):
     return Instance(name, "service.pml", defines(text), **more)
 
 
+def handover(name, text="", **more):
+    return Instance(name, "handover.pml", defines(text), **more)
+
+
 ENDLESS = "EXITS=255 LIVENESS"
 
 MODELS = [
@@ -121,6 +125,11 @@ MODELS = [
     service("service: everybody has a deadline", "RUNS=2 HOLDS=1 DEADLINE=7"),
     service("service: the VM ends", "RUNS=1 HOLDS=2 CLOSE", quick=True),
     service("service: the VM ends, deadline", "RUNS=2 HOLDS=1 DEADLINE=7 CLOSE"),
+    # handover.pml: a migration's two sides, over links that break, with processes that die.
+    handover("hand-over", "LINKS=3", quick=True),
+    handover("hand-over: processes die", "LINKS=3 CRASHES=2 LIMIT", quick=True),
+    handover("hand-over: an operator decides", "LINKS=3 CRASHES=2 LIMIT OPERATOR"),
+    handover("hand-over: the source learns how it ended", "LINKS=3 BREAKS=2", claim="settles"),
     # Under weak fairness, with guests that never come to rest.
     stop("whoever is held is released", f"C0=hold_all(0) C1=stop_machine(1,1) {ENDLESS}", claim="released", quick=True),
     stop("whoever is held is released, abort", f"C0=hold_all(0) NW=1 DEADLINE {ENDLESS}", claim="released"),
@@ -140,6 +149,7 @@ MODELS = [
 ROW = "C0=hold_all(0) C1=stop_machine(1,1)"
 ANOTHER_STOP = violates("nobody_of_another_stop")
 HOLD_LOST = violates("hold_keeps_the_guest_held")
+BOTH_RUN = violates("one_side_runs")
 NOT_HELD = violates("(callback_only_while_everybody_is_held|no_guest_code_during_a_callback)")
 
 MUTANTS = [
@@ -179,6 +189,13 @@ MUTANTS = [
     service("HOLD_AFTER_CLOSE", "RUNS=0 HOLDS=1 CLOSE", finds=violates("nobody_is_held_after_close"), quick=True),
     service("LEADER_GIVES_UP_WITH_STOP", "RUNS=2 HOLDS=1 DEADLINE=1", finds=HOLD_LOST),
     service("LEAD_IS_LOST", "RUNS=3 HOLDS=0 DEADLINE=1", finds=DEADLOCK),
+    handover("HELD_TOO_LATE", finds=BOTH_RUN),
+    handover("RESUMES_IN_DOUBT", finds=BOTH_RUN, quick=True),
+    handover("STARTS_WHEN_ORPHANED", finds=BOTH_RUN),
+    handover("ABANDONS_WHAT_RUNS", finds=BOTH_RUN),
+    handover("NEVER_DIALS_AGAIN", "LINKS=3 BREAKS=2", claim="settles", finds=CYCLE),
+    handover("STARTED_IS_SILENT", "LINKS=3 BREAKS=2", claim="settles", finds=CYCLE),
+    handover("GIVES_UP_IN_SILENCE", "LINKS=3 BREAKS=2", claim="settles", finds=f"{CYCLE}|assertion violated"),
 ]
 
 
