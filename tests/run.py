@@ -33,7 +33,7 @@ RACES = ["unit", "sched"]
 RACES_TARGETS = ["tests/unit/stopper/stopper_tests", "tests/unit/vmm_parts_tests", "tests/unit/control/control_tests",
                  "tests/unit/net/net_tests", "tests/unit/linux/linux_guest_tests", "tests/unit/virtio/virtio_tests",
                  "tests/unit/patch/patch_tests", "tests/unit/state/state_tests",
-                 "tests/unit/snapshot/snapshot_tests",
+                 "tests/unit/snapshot/snapshot_tests", "tests/unit/migrate/migrate_tests",
                  "tests/sched/sched_tests"]
 # Of the snapshots' tests, those that do the same thousands of times with other bytes or another call that fails: minutes,
 # for what the others do as well with as many threads.
