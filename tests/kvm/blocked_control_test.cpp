@@ -69,13 +69,13 @@ TEST_F(BlockedControl, PauseFailsWithStatusFourAndNamesTheVcpu) {
   auto client = tools::Client::connect("pause", "vm1");
   ASSERT_TRUE(client) << client.error().message();
 
-  const auto refused = client->pause(50ms);
+  const auto refused = client->pause(1s);
   ASSERT_FALSE(refused);
   EXPECT_EQ(int(refused.error().status), 4); // what the command ends with
   EXPECT_NE(refused.error().message().find("vCPU 1 (thread "), std::string::npos) << refused.error().message();
   EXPECT_EQ(refused.error().message().find("vCPU 0"), std::string::npos) << refused.error().message();
   const std::string answer =
-      raw_answer_to(*client, "POST /v1/pause HTTP/1.1\r\nContent-Length: 17\r\n\r\n{\"timeout_ms\":50}");
+      raw_answer_to(*client, "POST /v1/pause HTTP/1.1\r\nContent-Length: 19\r\n\r\n{\"timeout_ms\":1000}");
   EXPECT_TRUE(answer.starts_with("HTTP/1.1 503 ")) << answer;
   EXPECT_EQ(vm->stops().holds(), 0U);
 

@@ -29,7 +29,7 @@ stopper::TimePoint in(milliseconds time) {
   return stopper::Clock::now() + time;
 }
 stopper::TimePoint soon() {
-  return in(milliseconds(50));
+  return in(milliseconds(300)); // long enough for who is not hindered, on a busy host too
 }
 stopper::TimePoint some_time() {
   return in(seconds(60));

@@ -143,7 +143,7 @@ TEST_F(Kick, OfAVcpuThatCannotComeFailsAtTheDeadlineAndNamesIt) {
                   })
                   .has_value());
   snare.caught.acquire();
-  const auto failed = stop_by(*vm, 50ms);
+  const auto failed = stop_by(*vm, 1s);
   ASSERT_FALSE(failed.has_value());
   EXPECT_EQ(failed.error().code, stopper::StopErrc::kDeadline);
   const Error error = vm->explain("pause", failed.error());

@@ -127,7 +127,7 @@ TEST(StopService, FailsTheOneWhoseDeadlinePassedAndServesTheOthers) {
         ran = true;
         return 0;
       },
-      {.deadline = Clock::now() + std::chrono::milliseconds(30)});
+      {.deadline = Clock::now() + std::chrono::milliseconds(400)});
   ASSERT_FALSE(hasty.has_value());
   EXPECT_EQ(hasty.error().code, StopErrc::kDeadline);
   EXPECT_FALSE(ran);
@@ -140,7 +140,7 @@ TEST(StopService, PassesTheLeadOnWhenTheLeaderGivesUp) {
   crew.block(0);
   std::thread hasty([&] {
     auto outcome = crew.service.run([](StopContext&) { return 0; },
-                                    {.deadline = Clock::now() + std::chrono::milliseconds(50)});
+                                    {.deadline = Clock::now() + std::chrono::milliseconds(400)});
     ASSERT_FALSE(outcome.has_value());
     EXPECT_EQ(outcome.error().stragglers, CpuMask::of(0));
   });
