@@ -185,6 +185,27 @@ class OnTouch(Touch):
             self.assertIn("memory.raw: shrank while it was read", log.read())
 
 
+class AtStart(Touch):
+    def test_pages_of_zeros_cost_nothing(self):
+        self.create()
+        pid = self.restore("vm2", "--paused")
+        self.assertLess(self.resident_of_guest(pid), 24 << 10)  # of 48 MiB; the guest has used some 10
+        self.goes_on_exactly("vm2")
+
+    def resident_of_guest(self, pid):
+        """KiB of the guest's memory that are there."""
+        resident = size = 0
+        with open(f"/proc/{pid}/smaps", encoding="ascii") as file:
+            for line in file:
+                words = line.split()
+                if words[0] == "Size:":
+                    size = int(words[1])
+                elif words[0] == "Rss:" and size == 48 << 10:
+                    resident += int(words[1])
+        self.assertGreater(resident, 0, "its mapping was not found")
+        return resident
+
+
 class Shared(Touch):
     def test_clones_share_the_pages_of_the_file_and_are_others(self):
         self.create()

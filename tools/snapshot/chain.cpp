@@ -89,7 +89,8 @@ std::expected<Chain, vmm::Error> Chain::open(const std::vector<std::string>& dir
   return chain;
 }
 
-std::expected<void, vmm::Error> Chain::read_extent(uint64_t number, std::span<std::byte> extent) const {
+std::expected<void, vmm::Error> Chain::read_extent(uint64_t number, std::span<std::byte> extent,
+                                                   PageSet stale) const {
   // Members below one that has every page have nothing to say.
   const PageSet ram = ram_of(regions(), number);
   PageSet found;
@@ -98,9 +99,11 @@ std::expected<void, vmm::Error> Chain::read_extent(uint64_t number, std::span<st
     const Extent& entry = members_[needed++].index()[number];
     found = found | entry.data | entry.zeros;
   }
-  for (size_t i = needed; i-- > 0;)
-    if (auto read = members_[i].read_extent(number, extent); !read)
+  for (size_t i = needed; i-- > 0;) {
+    if (auto read = members_[i].read_extent(number, extent, stale); !read)
       return read;
+    stale = stale | members_[i].index()[number].data;
+  }
   return {};
 }
 
@@ -120,7 +123,7 @@ std::expected<void, vmm::Error> Chain::read_memory(std::span<const std::span<std
         continue;
       const size_t size = std::min(kExtentBytes, region.offset + region.bytes - begin);
       const std::span<std::byte> place = to[i].subspan(begin - region.offset, size);
-      auto read = read_extent(number, place); // pages beyond the region are nobody's, and are not touched
+      auto read = read_extent(number, place, {}); // pages beyond the region are nobody's, and are not touched
       if (!read)
         return read;
       if (progress != nullptr)

@@ -31,11 +31,14 @@ public:
 
   // One extent of the guest's memory, every page checked where it is now. `extent` has kExtentBytes; of pages that
   // are of no region nothing is said.
-  [[nodiscard]] std::expected<void, vmm::Error> read_extent(uint64_t number, std::span<std::byte> extent) const;
+  [[nodiscard]] std::expected<void, vmm::Error> read_extent(uint64_t number, std::span<std::byte> extent) const {
+    return read_extent(number, extent, ~PageSet{});
+  }
 
   // Whether the memory file can be mapped as it is: one full, raw snapshot.
   [[nodiscard]] bool mappable() const noexcept;
-  // Copies all memory, checked. `to` has a piece of memory for each region, by their order.
+  // Copies all memory, checked. `to` has a piece of memory for each region, by their order, all of it zeros: pages of
+  // zeros are not touched, and cost nothing.
   [[nodiscard]] std::expected<void, vmm::Error> read_memory(std::span<const std::span<std::byte>> to,
                                                             const Work& how, Progress* progress = nullptr) const;
   // Checks everything there is, of every member.
@@ -47,6 +50,9 @@ public:
 private:
   Chain() = default;
   [[nodiscard]] std::expected<void, vmm::Error> add(const std::string& directory, const OpenOptions& options);
+  // `stale`: pages of `extent` that may be anything now; the others are zeros.
+  [[nodiscard]] std::expected<void, vmm::Error> read_extent(uint64_t number, std::span<std::byte> extent,
+                                                            PageSet stale) const;
 
   std::vector<Snapshot> members_;
 };

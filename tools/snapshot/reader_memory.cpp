@@ -60,9 +60,10 @@ std::expected<void, vmm::Error> Snapshot::read_frame(uint64_t number, std::span<
   return {};
 }
 
-std::expected<void, vmm::Error> Snapshot::read_extent(uint64_t number, std::span<std::byte> extent) const {
+std::expected<void, vmm::Error> Snapshot::read_extent(uint64_t number, std::span<std::byte> extent,
+                                                      const PageSet& stale) const {
   const Extent& entry = index_[number];
-  entry.zeros.for_runs([&](size_t first, size_t count) {
+  (entry.zeros & stale).for_runs([&](size_t first, size_t count) {
     std::memset(extent.data() + first * kPageBytes, 0, count * kPageBytes);
     return true;
   });
@@ -111,7 +112,7 @@ std::expected<void, vmm::Error> Snapshot::check_holes(uint64_t number) const {
 std::expected<void, vmm::Error> Snapshot::verify_memory(const Work& how, Progress* progress) const {
   return in_parallel(how, index_.size(), [&](uint64_t number) {
     std::vector<std::byte> extent(kExtentBytes);
-    auto checked = read_extent(number, extent);
+    auto checked = read_extent(number, extent, {}); // all of it is zeros
     if (checked && manifest_.encoding == Encoding::kRaw)
       checked = check_holes(number);
     if (progress != nullptr)

@@ -121,6 +121,7 @@ protected:
     const auto chain = Chain::open(directory, options);
     if (!chain)
       return chain.error().message();
+    to = {};
     const std::vector<std::span<std::byte>> places{to.low, to.high};
     if (const auto verified = chain->verify({}); !verified)
       return verified.error().message();
