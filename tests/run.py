@@ -42,7 +42,7 @@ CLOSING = re.compile(rb"^(?:\w+: )?(\d+) passed, (\d+) failed(?:, (\d+) skipped)
 GTEST = re.compile(rb"^\[  (PASSED|FAILED|SKIPPED ?) +\] (\d+) tests?\b", re.M)
 TOLD_SKIP = 77  # the exit status of a test program that skips itself
 SECOND_ATTEMPT = " says nothing, as "  # of tests/lab/run, of an attempt that its emulator broke
-BUILD_LIMIT_S = 900
+BUILD_LIMIT_S = 1800
 BESIDE = set()  # the pids of what runs beside the suites
 
 
@@ -274,7 +274,7 @@ def main():
         for suite in [arguments.only] if arguments.only else SUITES:
             work.suite("build", suite)
     if all_of_it:
-        work.step("demo", ["tools/demo"], limit_s=300)
+        work.step("demo", ["tools/demo"], limit_s=900)
         if tidy and work.build("build-asan", asan, clang):
             for suite in SANITIZED:
                 work.suite("build-asan", suite, f"{suite} (ASan+UBSan)", SANITIZER_ENV)

@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import signal
 import struct
 
 import raw_guest
@@ -72,6 +73,24 @@ class Disks(VmCase):
             place = f"{self.place}{number}"
             self.assertIn(", 1 disk; the guest was held", self.create("--disks", place=place))
             self.is_of_one_moment(place)
+
+    def test_a_signal_ends_a_restore_before_there_is_a_vm(self):
+        self.create("--disks")
+        with open(os.path.join(self.place, "disk-0.img"), "r+b") as stream:  # nobody is to come so far as to see that
+            stream.seek(MIB + 4096)
+            stream.write(b"gone")
+        before = sorted(os.listdir(self.runtime))
+
+        def with_a_signal_that_waits():
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        words = ("run", "--restore", self.place, "--name", "vm2", "--disk", "0=" + self.file("new"))
+        done = self.stopvisor(*words, preexec_fn=with_a_signal_that_waits)
+        self.assertEqual(done.returncode, 128 + signal.SIGTERM, done.stderr)
+        self.assertNotIn("running", done.stderr)
+        self.assertEqual(sorted(os.listdir(self.runtime)), before)
+        self.assertNotIn("vm2", "".join(self.left_behind()))
 
     def test_so_it_is_while_the_guest_goes_on(self):
         for number in range(3):

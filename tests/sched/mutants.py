@@ -21,7 +21,7 @@ import tempfile
 from dataclasses import dataclass
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-RUN_LIMIT_S = 120
+RUN_LIMIT_S = 600
 ANY = "random --count 20000"
 
 

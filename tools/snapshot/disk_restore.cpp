@@ -21,7 +21,7 @@ vmm::Error exists(std::string_view operation, const std::string& path) {
 
 // Under another name first: a copy that was not finished, or is not what it was, is never at its place.
 std::expected<void, vmm::Error> place(std::string_view operation, const Snapshot& snapshot, size_t number,
-                                      const std::string& path) {
+                                      const std::string& path, const std::stop_token& stop) {
   FileSystem& files = FileSystem::real();
   struct stat status{};
   if (::lstat(path.c_str(), &status) == 0)
@@ -33,7 +33,7 @@ std::expected<void, vmm::Error> place(std::string_view operation, const Snapshot
   const auto file = files.create(part);
   if (!file)
     return std::unexpected(vmm::system_error(operation, path, file.error()));
-  const Work how{operation, path, 0, {}};
+  const Work how{operation, path, 0, stop};
   const ImageFile to{file->get(), path};
   const uint64_t bytes = snapshot.manifest().disks[number].bytes;
   auto done = copy_image(files, how, snapshot.disk_image(number), to, bytes, nullptr);
@@ -83,13 +83,13 @@ std::expected<void, vmm::Error> choose_disks(std::string_view operation, const S
 }
 
 std::expected<PlacedDisks, vmm::Error> place_disks(std::string_view operation, const Snapshot& snapshot,
-                                                   const DiskChoices& choices) {
+                                                   const DiskChoices& choices, const std::stop_token& stop) {
   PlacedDisks placed;
   const std::vector<Disk>& disks = snapshot.manifest().disks;
   for (const auto& [number, path] : choices.places) {
     if (number >= disks.size() || !disks[number].index)
       continue;
-    if (auto done = place(operation, snapshot, number, path); !done)
+    if (auto done = place(operation, snapshot, number, path, stop); !done)
       return std::unexpected(std::move(done.error()));
     placed.add(path);
   }

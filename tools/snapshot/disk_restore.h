@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <expected>
 #include <map>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -45,9 +46,12 @@ private:
                                                            const DiskChoices& choices, vmm::VmConfig& config);
 // Makes a copy of each image that is in the snapshot at its place, every byte of it checked there. The snapshot's
 // files are only read. CONTEXT: after choose_disks(); blocks. RETURNS: kRefused where something is there already,
-// or an image is not what it was; kFailed where the file system refuses. Nothing was made then.
-[[nodiscard]] std::expected<PlacedDisks, vmm::Error>
-place_disks(std::string_view operation, const Snapshot& snapshot, const DiskChoices& choices);
+// or an image is not what it was; kFailed where the file system refuses, or where it "was cancelled". Nothing was
+// made then.
+[[nodiscard]] std::expected<PlacedDisks, vmm::Error> place_disks(std::string_view operation,
+                                                                 const Snapshot& snapshot,
+                                                                 const DiskChoices& choices,
+                                                                 const std::stop_token& stop = {});
 // Whether the images that stayed where they were have not been written since. CONTEXT: `vm` has opened and locked
 // them. RETURNS: kRefused, naming the image.
 [[nodiscard]] std::expected<void, vmm::Error> check_disks(std::string_view operation, const Snapshot& snapshot,

@@ -73,12 +73,12 @@ const vmm::StateSection* Restoration::section(vmm::StateKind kind) const noexcep
   return found == state.end() ? nullptr : &*found;
 }
 
-std::expected<PlacedDisks, vmm::Error> Restoration::place_disks() const {
-  return snapshot::place_disks(kOperation, chain_.newest(), options_->disks);
+std::expected<PlacedDisks, vmm::Error> Restoration::place_disks(const std::stop_token& stop) const {
+  return snapshot::place_disks(kOperation, chain_.newest(), options_->disks, stop);
 }
 
-std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm,
-                                                  std::function<void(const vmm::Error&)> failed) const {
+std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed,
+                                                  const std::stop_token& stop) const {
   if (auto fine = check_disks(kOperation, chain_.newest(), options_->disks, vm); !fine)
     return fine;
   const auto slots = vm.memory().slots();
@@ -88,7 +88,7 @@ std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm,
   });
   if (!alike)
     return std::unexpected(refused(options_->directory, "its memory lies elsewhere than machine.dtb has it"));
-  if (auto done = put_memory(vm, std::move(failed)); !done)
+  if (auto done = put_memory(vm, std::move(failed), stop); !done)
     return done;
   auto done = vm.restore_state(chain_.newest().state(), {.wall_clock = options_->wall_clock});
   if (!done)
@@ -96,15 +96,15 @@ std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm,
   return done;
 }
 
-std::expected<void, vmm::Error> Restoration::put_memory(vmm::Vm& vm,
-                                                        std::function<void(const vmm::Error&)> failed) const {
+std::expected<void, vmm::Error> Restoration::put_memory(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed,
+                                                        const std::stop_token& stop) const {
   if (options_->verify == Verify::kTouch) {
     if (auto taken = vm.take_memory_from(std::make_unique<ChainOrigin>(chain_), std::move(failed)); !taken)
       return taken;
     // Written below, by this thread: an error is better than an end.
     return vm.absent_memory()->bring(vmm::acpi::kGenerationIdGpa);
   }
-  const Work how{kOperation, options_->directory, 0, {}};
+  const Work how{kOperation, options_->directory, 0, stop};
   if (options_->share) {
     if (auto verified = chain_.verify(how); !verified)
       return verified;

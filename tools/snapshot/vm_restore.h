@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 
 #include "tools/snapshot/chain.h"
@@ -44,17 +45,17 @@ public:
   [[nodiscard]] const vmm::StateSection* section(vmm::StateKind kind) const noexcept;
   // Makes the images that are in the snapshot. CONTEXT: before a Vm is created from config(). RETURNS: as
   // place_disks() has it.
-  [[nodiscard]] std::expected<PlacedDisks, vmm::Error> place_disks() const;
+  [[nodiscard]] std::expected<PlacedDisks, vmm::Error> place_disks(const std::stop_token& stop = {}) const;
   // Disks are checked; memory, as the options have it; then the state. CONTEXT: once, before vm.start(); blocks.
   // `vm` was created from config(), perhaps with another name, serial port and start, and goes before this object.
   // `failed`: AbsentOptions::failed, for extents that are checked later. RETURNS: errors of the chain and of
-  // Vm::restore_state(); the VM is of no use then.
-  [[nodiscard]] std::expected<void, vmm::Error> into(vmm::Vm& vm,
-                                                     std::function<void(const vmm::Error&)> failed = {}) const;
+  // Vm::restore_state(), "was cancelled" (kFailed); the VM is of no use then.
+  [[nodiscard]] std::expected<void, vmm::Error>
+  into(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed = {}, const std::stop_token& stop = {}) const;
 
 private:
-  [[nodiscard]] std::expected<void, vmm::Error> put_memory(vmm::Vm& vm,
-                                                           std::function<void(const vmm::Error&)> failed) const;
+  [[nodiscard]] std::expected<void, vmm::Error>
+  put_memory(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed, const std::stop_token& stop) const;
   Restoration(std::unique_ptr<RestoreOptions> options, Chain chain, vmm::VmConfig config)
       : options_(std::move(options)), chain_(std::move(chain)), config_(std::move(config)) {}
 

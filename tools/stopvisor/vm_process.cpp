@@ -12,6 +12,8 @@
 #include <chrono>
 #include <csignal>
 #include <memory>
+#include <mutex>
+#include <stop_token>
 #include <thread>
 
 #include <spdlog/spdlog.h>
@@ -40,8 +42,9 @@ sigset_t ending_signals() {
   return set;
 }
 
-// A thread that turns the first ending signal into the VM's end, and a second one, where that end does not come,
-// into the process's. A thread, because what ends a VM is no work for a signal handler.
+// A thread that turns the first ending signal into the VM's end, or into that of what is done before there is one,
+// and a second one, where that end does not come, into the process's. A thread, because what ends a VM is no work
+// for a signal handler.
 class EndingSignals {
 public:
   EndingSignals() {
@@ -51,16 +54,29 @@ public:
     ::signal(SIGXFSZ, SIG_IGN);                  // a file at its limit is one too: the guest's disk, a log
     signals_.reset(::signalfd(-1, &set, SFD_CLOEXEC));
     stop_.reset(::eventfd(0, EFD_CLOEXEC));
+    if (!signals_ || !stop_)
+      return;
+    if (const int pending = wait_for_one(0); pending != 0) // it came before us
+      take(pending);
+    thread_ = std::thread([this] { serve(); });
   }
   ~EndingSignals() { stop(); }
   EndingSignals(const EndingSignals&) = delete;
   EndingSignals& operator=(const EndingSignals&) = delete;
 
-  [[nodiscard]] std::expected<void, Error> watch(vmm::Vm& vm) {
-    if (!signals_ || !stop_)
+  [[nodiscard]] std::expected<void, Error> watching() const {
+    if (!thread_.joinable())
       return std::unexpected(Error{"run", "", "no descriptors for signals", vmm::Status::kFailed});
-    thread_ = std::thread([this, &vm] { serve(vm); });
     return {};
+  }
+  // For what is done before there is a VM.
+  [[nodiscard]] std::stop_token asked() const noexcept { return asked_.get_token(); }
+  // From now on a signal ends `vm`; at once where one was taken before. Until stop().
+  void end_of(vmm::Vm& vm) {
+    const std::lock_guard guard(mutex_);
+    vm_ = &vm;
+    if (asked_.stop_requested())
+      vm.request_end({vmm::EndKind::kRequested, ""});
   }
   void stop() noexcept {
     if (!thread_.joinable())
@@ -69,36 +85,46 @@ public:
     (void)!::write(stop_.get(), &one, sizeof one); // an eventfd at 0 takes it
     thread_.join();
   }
-  // relaxed: read after the thread was joined
+  // relaxed: of interest where somebody was asked to end, which comes after it under a lock, or after stop()
   [[nodiscard]] int taken() const noexcept { return taken_.load(std::memory_order_relaxed); }
 
 private:
   // A VM ends in milliseconds; after this long something hangs, and a further signal means the process.
   static constexpr std::chrono::seconds kGrace{1};
 
-  void serve(vmm::Vm& vm) noexcept {
-    const int first = wait_for_one();
-    if (first == 0)
-      return;
-    taken_.store(first, std::memory_order_relaxed); // joined before it is read
-    vm.request_end({vmm::EndKind::kRequested, ""});
+  void serve() noexcept {
+    if (taken() == 0) {
+      const int first = wait_for_one(-1);
+      if (first == 0)
+        return;
+      take(first);
+    }
     const auto patience = std::chrono::steady_clock::now() + kGrace;
     int second = 0;
     do { // whoever presses Ctrl-C twice at once means one end
-      second = wait_for_one();
+      second = wait_for_one(-1);
       if (second == 0)
         return;
     } while (std::chrono::steady_clock::now() < patience);
     vmm::RawTerminal::give_back();
     ::_exit(128 + second); // what hangs is not waited for: no destructors
   }
-  // RETURNS: the signal; 0 where stop() was called.
-  int wait_for_one() noexcept {
+  // Either end_of() comes first and we see its VM, or it sees that somebody asked.
+  void take(int signal) noexcept {
+    taken_.store(signal, std::memory_order_relaxed);
+    const std::lock_guard guard(mutex_);
+    asked_.request_stop();
+    if (vm_ != nullptr)
+      vm_->request_end({vmm::EndKind::kRequested, ""});
+  }
+  // RETURNS: the signal; 0 where stop() was called, or none came in time.
+  int wait_for_one(int limit_ms) noexcept {
     std::array<pollfd, 2> entries{{{signals_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}}};
-    while (::poll(entries.data(), entries.size(), -1) < 0 && errno == EINTR) {
+    while (::poll(entries.data(), entries.size(), limit_ms) < 0 && errno == EINTR) {
     }
     signalfd_siginfo info{};
-    if (entries[1].revents != 0 || ::read(signals_.get(), &info, sizeof info) != sizeof info)
+    if (entries[0].revents == 0 || entries[1].revents != 0 ||
+        ::read(signals_.get(), &info, sizeof info) != sizeof info)
       return 0;
     return int(info.ssi_signo);
   }
@@ -106,6 +132,9 @@ private:
   vmm::UniqueFd signals_;
   vmm::UniqueFd stop_;
   std::atomic<int> taken_{0};
+  std::stop_source asked_;
+  std::mutex mutex_;
+  vmm::Vm* vm_ = nullptr; // under mutex_
   std::thread thread_;
 };
 
@@ -145,11 +174,23 @@ std::expected<VmProcessEnd, Error> end_of_failed(vmm::Vm& vm, EndingSignals& sig
   return VmProcessEnd{vm.config().name, end, signals.taken()};
 }
 
+// How a restoration that failed with `error` ended the process: the same, where a signal had called it off.
+std::expected<VmProcessEnd, Error> end_of_restoration(const std::string& name, EndingSignals& signals,
+                                                      const Error& error) {
+  const bool called_off = signals.asked().stop_requested();
+  signals.stop();
+  if (!called_off)
+    return std::unexpected(error);
+  return VmProcessEnd{name, {vmm::EndKind::kRequested, ""}, signals.taken()};
+}
+
 } // namespace
 
 std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::Restoration* restoration,
                                           const std::function<void(const vmm::ControlPlace&)>& ready) {
   EndingSignals signals;
+  if (auto watching = signals.watching(); !watching)
+    return std::unexpected(watching.error());
   auto place = config.name.empty() ? vmm::ControlPlace::claim_generated() : vmm::ControlPlace::claim(config.name);
   if (!place) {
     if (place.error().object.empty()) // the name is what is wrong, not the socket
@@ -159,17 +200,19 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::
   config.name = place->name();
   snapshot::PlacedDisks disks; // until the guest has them
   if (restoration != nullptr) {
-    auto placed = restoration->place_disks();
+    auto placed = restoration->place_disks(signals.asked());
     if (!placed)
-      return std::unexpected(placed.error());
+      return end_of_restoration(place->name(), signals, placed.error());
     disks = *std::move(placed);
   }
   auto vm = vmm::Vm::create(std::move(config));
   if (!vm)
     return std::unexpected(vm.error());
   if (restoration != nullptr)
-    if (auto done = restoration->into(**vm, [&place](const Error& error) { end_process(*place, error); }); !done)
-      return std::unexpected(done.error());
+    if (auto done = restoration->into(
+            **vm, [&place](const Error& error) { end_process(*place, error); }, signals.asked());
+        !done)
+      return end_of_restoration(place->name(), signals, done.error());
   (*vm)->tell_events_to([name = place->name()](const std::string& event) { spdlog::info("{}: {}", name, event); });
   // In the order in which each needs the one before: gone in reverse.
   vmm::Api api(**vm);
@@ -186,8 +229,7 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::
   auto listening = place->listen();
   if (!listening)
     return std::unexpected(listening.error());
-  if (auto watched = signals.watch(**vm); !watched)
-    return std::unexpected(watched.error());
+  signals.end_of(**vm);
   if (auto started = (*vm)->start(); !started)
     return end_of_failed(**vm, signals, started.error());
   disks.keep();
