@@ -15,6 +15,13 @@ std::string name_of(size_t number) {
   return "disk " + std::to_string(number);
 }
 
+// What is none is not even opened: of a device, that alone may do something.
+bool is_file(const std::string& path) {
+  struct stat status{};
+  return ::stat(path.c_str(), &status) != 0 ||
+         S_ISREG(status.st_mode); // one that is not there is found missing later
+}
+
 vmm::Error exists(std::string_view operation, const std::string& path) {
   return {std::string(operation), path, "exists already; it was left as it is", vmm::Status::kRefused};
 }
@@ -79,6 +86,17 @@ std::expected<void, vmm::Error> choose_disks(std::string_view operation, const S
                         ": say in which new file the guest is to have it, with " + "--disk " +
                         std::to_string(number) + "=FILE",
                     vmm::Status::kRefused);
+  if (choices.as_they_are || snapshot.mac_checked())
+    return {};
+  for (size_t number = 0; number < config.disks.size(); ++number)
+    if (!choices.places.contains(number) &&
+        (number >= disks.size() || disks[number].changed_unix_ns == 0 || !is_file(config.disks[number].path)))
+      return refuse(
+          "wants " + config.disks[number].path + " as " + name_of(number) +
+              ", and nothing in it says what that was like: nobody can tell a guest's image from any other "
+              "file that a stranger wrote down. Say which with --disk " +
+              std::to_string(number) + "=FILE, or --disks-as-they-are",
+          vmm::Status::kRefused);
   return {};
 }
 

@@ -19,7 +19,9 @@ struct DiskChoices {
   // Images by the disks' numbers. One that is in the snapshot is put there, into a new file; for another, this file
   // is taken in place of the one that it had. Whether its content fits the guest is the user's to know.
   std::map<size_t, std::string> places;
-  bool as_they_are = false; // images that were written since the snapshot are taken all the same
+  // Images that were written since the snapshot are taken all the same, and those of which it does not say when
+  // they were.
+  bool as_they_are = false;
 };
 
 // Files that were made for a guest that does not run yet: removed when this goes, unless the guest has them.
@@ -41,7 +43,8 @@ private:
 };
 
 // Puts the places into `config`, which is that of the snapshot's machine. RETURNS: kUsage for a disk that is not
-// there; kRefused where an image is in the snapshot and has no place, or the snapshot is of other disks.
+// there; kRefused where an image is in the snapshot and has no place, or the snapshot is of other disks, or names a
+// file of the host without a word on what it was like: without a key, a snapshot is a stranger's.
 [[nodiscard]] std::expected<void, vmm::Error> choose_disks(std::string_view operation, const Snapshot& snapshot,
                                                            const DiskChoices& choices, vmm::VmConfig& config);
 // Makes a copy of each image that is in the snapshot at its place, every byte of it checked there. The snapshot's

@@ -264,5 +264,34 @@ TEST_F(DiskTest, ChoicesThatCannotBeAreNamed) {
   EXPECT_EQ(choose({.places = {{0, "/zero"}}}).error().status, vmm::Status::kRefused);
 }
 
+TEST_F(DiskTest, AFileOfTheHostThatASnapshotOnlyNamesIsTakenWhereSomebodySaysSo) {
+  contents.disks.pop_back();
+  const auto choose = [&](const std::string& snapshot, const std::string& file, const DiskChoices& choices,
+                          const Key* with) {
+    const auto opened = Snapshot::open(path(snapshot), {.key = with});
+    EXPECT_TRUE(opened.has_value());
+    vmm::VmConfig config;
+    config.disks = {{file, true}};
+    const auto chosen = choose_disks("restore", *opened, choices, config);
+    return chosen ? "" : chosen.error().message();
+  };
+  const std::string stranger = "wants " + path("image") + " as disk 0, and nothing in it says";
+  const Key one = key(1);
+  make("known");
+  contents.disks[0].disk.changed_unix_ns = 0;
+  make("unknown");
+  make("sealed", {.key = &one});
+  contents.disks.clear();
+  make("first-format");
+  EXPECT_EQ(choose("known", path("image"), {}, nullptr), "");
+  EXPECT_NE(choose("known", "/dev/null", {}, nullptr), ""); // which is not even opened
+  for (const char* const snapshot : {"unknown", "first-format"}) {
+    EXPECT_NE(choose(snapshot, path("image"), {}, nullptr).find(stranger), std::string::npos);
+    EXPECT_EQ(choose(snapshot, path("image"), {.places = {{0, "mine"}}}, nullptr), "");
+    EXPECT_EQ(choose(snapshot, path("image"), {.places = {}, .as_they_are = true}, nullptr), "");
+  }
+  EXPECT_EQ(choose("sealed", "/dev/null", {}, &one), "");
+}
+
 } // namespace
 } // namespace stopvisor::snapshot
