@@ -57,7 +57,7 @@ std::optional<std::set<Id>> parents_in(FileSystem& files, const std::string& fol
   for (const std::string& name : *names) {
     std::error_code unknown;
     const bool is_snapshot = std::filesystem::exists(folder + "/" + name + "/" + kManifestName, unknown);
-    if (name.starts_with('.') || (!is_snapshot && !unknown))
+    if (name.ends_with(kPartialSuffix) || (!is_snapshot && !unknown))
       continue;
     const auto snapshot = Snapshot::open(folder + "/" + name, {.operation = "snapshot chain", .unchecked = true});
     if (!snapshot)
@@ -72,6 +72,21 @@ std::optional<std::set<Id>> parents_in(FileSystem& files, const std::string& fol
 bool is_needed(FileSystem& files, const Snapshot& snapshot) {
   const auto parents = parents_in(files, folder_of(snapshot.directory()));
   return !parents || parents->contains(snapshot.manifest().id);
+}
+
+// A file there that is not the snapshot's: somebody put it there, and wants it.
+// RETURNS: its name; "" where there is none, or "?" where that cannot be told.
+std::string foreign_file(FileSystem& files, const Snapshot& snapshot) {
+  std::set<std::string> own{kManifestName, kSealName, kMachineName, kStateName, kIndexName, kRawName, kZstdName};
+  for (size_t number = 0; number < snapshot.manifest().disks.size(); ++number) {
+    own.insert(disk_image_name(number));
+    own.insert(disk_index_name(number));
+  }
+  const auto names = files.list(snapshot.directory());
+  if (!names)
+    return "?";
+  const auto foreign = std::ranges::find_if(*names, [&](const std::string& name) { return !own.contains(name); });
+  return foreign == names->end() ? "" : *foreign;
 }
 
 // Under a name that no reader takes first, so that a half removed one is not found.
@@ -108,7 +123,11 @@ std::expected<Created, vmm::Error> rebase(const std::string& directory, const st
 }
 
 std::expected<Pruned, vmm::Error> prune(const std::string& directory, const EditOptions& options) {
-  const auto chain = Chain::open(directory, options.open);
+  // By a link's name the folder would be the link's, and who stands on the snapshot is beside the snapshot.
+  std::error_code lost;
+  const bool by_link = std::filesystem::is_symlink(directory, lost);
+  const std::string real = by_link ? std::filesystem::canonical(directory, lost).string() : directory;
+  const auto chain = Chain::open(lost ? directory : real, options.open);
   if (!chain)
     return std::unexpected(chain.error());
   FileSystem& files = files_of(options);
@@ -118,15 +137,19 @@ std::expected<Pruned, vmm::Error> prune(const std::string& directory, const Edit
   Pruned pruned;
   if (chain->members().size() == 1)
     return pruned;
+  if (const std::string foreign = foreign_file(files, chain->newest()); !foreign.empty())
+    return std::unexpected(
+        chain->newest().error(foreign, "is no file of the snapshot, which is to be written anew"));
   CreateOptions write = options.write;
   write.replace = true;
-  if (auto made = merge_chain(*chain, directory, write); !made)
+  if (auto made = merge_chain(*chain, chain->newest().directory(), write); !made)
     return std::unexpected(std::move(made.error()));
   // From the newest on: each is removed before the one it stands on.
   bool needed = false;
   for (const Snapshot& member : std::span(chain->members()).subspan(1)) {
     const std::string& ancestor = member.directory();
-    needed = needed || is_needed(files, member);
+    needed = needed || is_needed(files, member) || !foreign_file(files, member).empty() ||
+             std::filesystem::is_symlink(ancestor, lost); // who put the link there has plans for what is behind it
     if (needed || remove_snapshot(files, ancestor) != 0)
       pruned.kept.push_back(ancestor);
     else

@@ -31,12 +31,14 @@ struct EditOptions {
 
 struct Pruned {
   std::vector<std::string> removed;
-  std::vector<std::string> kept; // ancestors that other snapshots in their folder stand on
+  std::vector<std::string>
+      kept; // ancestors that other snapshots in their folder stand on, or that hold other files
 };
 
 // Makes `directory` full, in its place, and removes the ancestors that no other snapshot beside them names as its
 // parent. A snapshot that stands on `directory` itself would lose its parent: kRefused where there is one beside
-// it. Killed at any time, `directory` is there, old or new.
+// it. What is no file of a snapshot is never removed: kRefused where `directory` has such. By a link it is the
+// snapshot that is meant, where it is. Killed at any time, `directory` is there, old or new.
 [[nodiscard]] std::expected<Pruned, vmm::Error> prune(const std::string& directory, const EditOptions& options);
 
 } // namespace stopvisor::snapshot

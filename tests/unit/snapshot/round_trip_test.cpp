@@ -123,6 +123,42 @@ TEST_F(RoundTripTest, PruningRemovesWhatNobodyElseStandsOn) {
   EXPECT_TRUE(back.same(history[3]));
 }
 
+TEST_F(RoundTripTest, PruningByALinkIsPruningOfWhatIsThere) {
+  const auto history = make_chain(3);
+  std::filesystem::create_directory(path("links"));
+  std::filesystem::create_directory_symlink(path("2"), path("links/2"));
+  EXPECT_EQ(prune(path("links/2"), {}).error().status, vmm::Status::kRefused); // 3 stands on it
+  std::filesystem::remove_all(path("3"));
+  const auto pruned = prune(path("links/2"), {});
+  ASSERT_TRUE(pruned.has_value()) << pruned.error().message();
+  EXPECT_TRUE(std::filesystem::is_symlink(path("links/2")));
+  EXPECT_EQ(entries(), (std::vector<std::string>{"2", "links"}));
+  Memory back;
+  EXPECT_EQ(read_back(path("links/2"), back), "");
+  EXPECT_TRUE(back.same(history[2]));
+}
+
+TEST_F(RoundTripTest, PruningRemovesNoFileOfAnybodyElse) {
+  make_chain(3);
+  spill(path("1/notes"), "mine");
+  const auto pruned = prune(path("3"), {});
+  ASSERT_TRUE(pruned.has_value()) << pruned.error().message();
+  EXPECT_EQ(pruned->removed, std::vector{path("2")});
+  EXPECT_EQ(pruned->kept, (std::vector{path("1"), path("0")}));
+  EXPECT_EQ(slurp(path("1/notes")), "mine");
+  const auto refused = prune(path("1"), {});
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_NE(refused.error().message().find("notes: is no file of the snapshot"), std::string::npos)
+      << refused.error().message();
+  EXPECT_EQ(entries(), (std::vector<std::string>{"0", "1", "3"}));
+}
+
+TEST_F(RoundTripTest, PruningSeesASnapshotWhoseNameBeginsWithADot) {
+  make_chain(3);
+  std::filesystem::rename(path("3"), path(".3"));
+  EXPECT_EQ(prune(path("2"), {}).error().status, vmm::Status::kRefused);
+}
+
 TEST_F(RoundTripTest, PruningRemovesNothingWhereASnapshotCannotBeRead) {
   const auto history = make_chain(2);
   std::filesystem::create_directory(path("broken"));
