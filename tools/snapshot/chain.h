@@ -37,8 +37,8 @@ public:
 
   // Whether the memory file can be mapped as it is: one full, raw snapshot.
   [[nodiscard]] bool mappable() const noexcept;
-  // Copies all memory, checked. `to` has a piece of memory for each region, by their order, all of it zeros: pages of
-  // zeros are not touched, and cost nothing.
+  // Copies all memory, checked. `to` has a piece of memory for each region, by their order, all of it zeros: pages
+  // of zeros are not touched, and cost nothing.
   [[nodiscard]] std::expected<void, vmm::Error> read_memory(std::span<const std::span<std::byte>> to,
                                                             const Work& how, Progress* progress = nullptr) const;
   // Checks everything there is, of every member.

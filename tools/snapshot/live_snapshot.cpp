@@ -38,9 +38,14 @@ std::expected<LiveCreated, Error> create_live(vmm::Vm& vm, const std::string& di
                                               const LiveOptions& options) {
   const std::string operation(options.create.operation);
   CreateOptions create_options = options.create;
+  create_options.go_on = [&]() -> std::expected<void, Error> {
+    if (vm.state() != vmm::VmState::kEnded)
+      return {};
+    return std::unexpected(Error{operation, vm.config().name, "the VM ended meanwhile"});
+  };
   create_options.confirm = [&]() -> std::expected<void, Error> {
-    if (vm.state() == vmm::VmState::kEnded)
-      return std::unexpected(Error{operation, vm.config().name, "the VM ended meanwhile"});
+    if (auto good = create_options.go_on(); !good)
+      return good;
     return options.create.confirm ? options.create.confirm() : std::expected<void, Error>{};
   };
   auto creation = Creation::begin(directory, create_options); // a directory that is refused disturbs no guest

@@ -56,6 +56,8 @@ std::expected<void, vmm::Error> in_parallel(const Work& how, uint64_t pieces,
       while (const auto piece = left.next()) {
         if (how.stop.stop_requested())
           return left.fail(error("was cancelled"));
+        if (auto good = how.go_on ? how.go_on() : std::expected<void, vmm::Error>{}; !good)
+          return left.fail(std::move(good.error()));
         if (auto done = work(*piece); !done)
           return left.fail(std::move(done.error()));
       }

@@ -20,6 +20,8 @@ struct Work {
   std::string_view object;
   unsigned threads = 0; // 0: as many as there are processors, at most 4
   std::stop_token stop; // asked before each piece
+  // The same, for who has more to say than that somebody called it off. May be empty; any of the threads calls it.
+  std::function<std::expected<void, vmm::Error>()> go_on{};
 };
 
 // Calls work(n) for n from 0 to `pieces` - 1, each once, on several threads at once, in about that order.

@@ -42,8 +42,8 @@ public:
   [[nodiscard]] int memory_fd() const noexcept { return memory_.get(); }
 
   // Puts this snapshot's own pages of an extent to their places in `extent` (kExtentBytes), checked there: what is
-  // checked is what the caller has. Others stay as they are. Pages that are not `stale` are zeros already: where they
-  // are to be zeros they are not touched. After an error the buffer's content is not to be used.
+  // checked is what the caller has. Others stay as they are. Pages that are not `stale` are zeros already: where
+  // they are to be zeros they are not touched. After an error the buffer's content is not to be used.
   [[nodiscard]] std::expected<void, vmm::Error> read_extent(uint64_t number, std::span<std::byte> extent,
                                                             const PageSet& stale) const;
   // Checks every extent, and that nothing is where nothing should be.

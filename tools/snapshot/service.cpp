@@ -172,6 +172,7 @@ std::expected<Created, Error> write_snapshot(vmm::Vm& vm, const Service::AddMore
       return good;
     return hold.check();
   };
+  options.go_on = [&] { return hold.check(); }; // the end of the VM waits for this callback
   if (base != nullptr)
     options.parent = base->link();
   auto creation = Creation::begin(order.directory, options);

@@ -70,8 +70,8 @@ private:
     VisitExtent check;
   };
 
-  [[nodiscard]] Work how() const noexcept {
-    return {options_.operation, directory_, options_.threads, options_.stop};
+  [[nodiscard]] Work how() const {
+    return {options_.operation, directory_, options_.threads, options_.stop, options_.go_on};
   }
 
   // Reads the copy back: what the index is of is what is there.

@@ -44,6 +44,8 @@ struct CreateOptions {
   std::optional<Parent> parent = {};
   Progress* progress = nullptr;
   std::stop_token stop = {};
+  // Asked all along, by several threads, while disks and memory are copied: an error ends it. May be empty.
+  std::function<std::expected<void, vmm::Error>()> go_on = {};
   unsigned threads = 0;
   bool replace = false; // a snapshot that is there, in one step
   // Asked once everything is written, before it is there: whether it was all of one moment. May be empty.

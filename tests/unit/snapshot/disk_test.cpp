@@ -201,6 +201,27 @@ TEST_F(DiskTest, MergingRebasingAndPruningKeepTheImageAndCheckIt) {
   EXPECT_FALSE(std::filesystem::exists(path("never")));
 }
 
+// The end of a VM waits for whoever copies its disks.
+TEST_F(DiskTest, ACopyEndsAtTheFirstPieceAfterAWordThatItIsNotToGoOn) {
+  const auto before = entries();
+  Fickle files;
+  for (const uint64_t after : {0U, 1U, 3U}) {
+    uint64_t asked = 0;
+    CreateOptions options{.threads = 1, .files = &files};
+    options.go_on = [&]() -> std::expected<void, vmm::Error> {
+      if (asked++ < after)
+        return {};
+      return std::unexpected(vmm::Error{"snapshot create", "vm1", "the VM ended meanwhile"});
+    };
+    const auto source = memory.source();
+    const auto made = create(path("a"), contents, *source, options);
+    ASSERT_FALSE(made.has_value());
+    EXPECT_EQ(made.error().reason, "the VM ended meanwhile");
+    EXPECT_EQ(asked, after + 1); // of four pieces of the disk
+    EXPECT_EQ(entries(), before);
+  }
+}
+
 TEST_F(DiskTest, NoCallThatFailsLeavesAnythingBehind) {
   const auto before = entries();
   Fickle files;
