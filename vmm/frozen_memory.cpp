@@ -96,7 +96,7 @@ std::expected<void, Error> FrozenMemory::arm_piece(std::span<std::byte> piece) {
       ::madvise(piece.data(), piece.size(), MADV_POPULATE_READ) != 0)
     return std::unexpected(error(std::string("cannot populate the memory: ") + std::strerror(errno)));
   if (const int refused = userfault_.protect(piece))
-    return std::unexpected(error(std::string("cannot protect the memory: ") + std::strerror(refused)));
+    return std::unexpected(cannot_protect(refused));
   return {};
 }
 
@@ -116,7 +116,7 @@ std::expected<void, Error> FrozenMemory::arm_again() {
     // go and noted.
     uint64_t runs = 0;
     if (const int refused = protect_runs(std::move(again), runs))
-      return std::unexpected(error(std::string("cannot protect the memory: ") + std::strerror(refused)));
+      return std::unexpected(cannot_protect(refused));
   }
   return {};
 }
@@ -212,6 +212,7 @@ void FrozenMemory::copy_words(std::byte* to, const std::byte* from, size_t bytes
 void FrozenMemory::fail(const std::string& reason) noexcept {
   const std::scoped_lock guard(lock_);
   fail_locked(reason);
+  userfault_.unwatch(memory_); // nobody waits any more, and nobody will
 }
 
 FreezeFigures FrozenMemory::figures() const {
@@ -221,6 +222,12 @@ FreezeFigures FrozenMemory::figures() const {
   if (!throttled_.empty())
     figures.throttled_for += Clock::now() - throttled_since_;
   return figures;
+}
+
+// Where it has failed, that is why.
+Error FrozenMemory::cannot_protect(int refused) const {
+  const std::scoped_lock guard(lock_);
+  return failure_ ? *failure_ : error(std::string("cannot protect the memory: ") + std::strerror(refused));
 }
 
 std::expected<void, Error> FrozenMemory::check() const {

@@ -109,6 +109,7 @@ private:
   [[nodiscard]] int protect_runs(Clusters clusters, uint64_t& runs);
   [[nodiscard]] std::expected<void, Error> check() const; // under lock_
   [[nodiscard]] Error error(std::string reason) const;
+  [[nodiscard]] Error cannot_protect(int refused) const; // CONTEXT: without the lock
   void at(FreezePoint point, uint64_t offset) const {
     if (options_.at)
       options_.at(point, offset);

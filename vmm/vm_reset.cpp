@@ -32,6 +32,10 @@ std::expected<void, Error> Vm::Parts::reset() {
   auto files = BootFiles::read(config);
   if (!files)
     return std::unexpected(files.error());
+  // A vCPU that writes to a protected page is halted by KVM until it may go on. Kicked at that moment, it keeps a
+  // request to halt over the reset (KVM_REQ_APF_HALT), and who would end that halt is forgotten with INIT: it would
+  // never run again. So before anybody is kicked there is no protected page any more.
+  freeze_place.fail("the guest reset itself meanwhile");
   std::expected<void, Error> result;
   auto stop = stops.run([&](stopper::StopContext&) {
     result = reset_held(*files);
