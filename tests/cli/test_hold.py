@@ -159,7 +159,7 @@ class Hold(VmCase):
     def test_hold_says_when_the_vm_does_not_answer_at_the_end(self):
         pid = self.start()
         self.addCleanup(os.kill, pid, signal.SIGCONT)
-        line = self.refused(4, "hold", "vm1", "--timeout", "1s", "--", "sh", "-c",
+        line = self.refused(4, "hold", "vm1", "--timeout", "5s", "--", "sh", "-c",
                             f"kill -STOP {pid}; until grep -q '^State:.T' /proc/{pid}/status; do :; done")
         self.assertEqual(line, "stopvisor: hold: vm1: no answer in time")
         os.kill(pid, signal.SIGCONT)
