@@ -209,8 +209,8 @@ class Hold(VmCase):
         self.assertEqual(failures, [])
 
     def pause_and_resume(self, connection):
-        for target in ("/v1/pause", "/v1/resume"):
-            status, answer = connection.ask("POST", target)
+        for target, body in (("/v1/pause", {"timeout_ms": vm_case.STOP_LIMIT_S * 1000}), ("/v1/resume", None)):
+            status, answer = connection.ask("POST", target, body)
             self.assertEqual(status, 200, answer)
 
     def io_is_exact(self, cpus):

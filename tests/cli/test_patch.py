@@ -208,8 +208,8 @@ class PatchUnderWay(PatchCase):
         self.assertIn("vCPU 0 is at gva:0x100001, inside its window of 3 bytes; nothing was written", line)
 
     def test_a_client_that_dies_leaves_the_old_or_the_new(self):
-        client = subprocess.Popen([vm_case.STOPVISOR, "patch", "apply", "vm1", self.loop, "--retries", "10000"], env=self.env,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client = subprocess.Popen([vm_case.STOPVISOR, "patch", "apply", "vm1", self.loop, "--retries", "10000",
+                                   "--timeout", "5s"], env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.addCleanup(client.wait)
         self.eventually(self.is_under_way, "the change is under way")
         client.send_signal(signal.SIGKILL)

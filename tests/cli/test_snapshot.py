@@ -204,6 +204,7 @@ class Snapshot(VmCase):
         self.assertEqual(self.state(), "running")
         self.guest_goes_on()
 
+    @unittest.skipUnless(vm_case.may_watch_memory(), "userfaultfd cannot be used")
     def test_a_live_one_is_of_a_guest_that_goes_on_and_can_stand_on_another(self):
         made = json.loads(self.good("snapshot", "create", "vm1", self.place, "--live", "--json"))
         self.assertEqual((made["live"], made["held"]), (True, False))
@@ -216,6 +217,7 @@ class Snapshot(VmCase):
         self.restore("vm3", place=self.place + "2")
         self.guest_goes_on("vm3")
 
+    @unittest.skipUnless(vm_case.may_watch_memory(), "userfaultfd cannot be used")
     def test_a_live_one_of_a_paused_vm_lets_it_go_where_that_is_asked_for(self):
         self.good("pause", "vm1")
         self.good("snapshot", "create", "vm1", self.place, "--live")
