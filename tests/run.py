@@ -42,7 +42,7 @@ CLOSING = re.compile(rb"^(?:\w+: )?(\d+) passed, (\d+) failed(?:, (\d+) skipped)
 GTEST = re.compile(rb"^\[  (PASSED|FAILED|SKIPPED ?) +\] (\d+) tests?\b", re.M)
 TOLD_SKIP = 77  # the exit status of a test program that skips itself
 SECOND_ATTEMPT = " says nothing, as "  # of tests/lab/run, of an attempt that its emulator broke
-BUILD_LIMIT_S = 1800
+BUILD_LIMIT_S = 1800  # for what hangs: a build without ccache's help on a busy host takes many minutes
 BESIDE = set()  # the pids of what runs beside the suites
 
 

@@ -159,7 +159,7 @@ class Hold(VmCase):
     def test_hold_says_when_the_vm_does_not_answer_at_the_end(self):
         pid = self.start()
         self.addCleanup(os.kill, pid, signal.SIGCONT)
-        line = self.refused(4, "hold", "vm1", "--timeout", "1s", "--", "sh", "-c",
+        line = self.refused(4, "hold", "vm1", "--timeout", "5s", "--", "sh", "-c",
                             f"kill -STOP {pid}; until grep -q '^State:.T' /proc/{pid}/status; do :; done")
         self.assertEqual(line, "stopvisor: hold: vm1: no answer in time")
         os.kill(pid, signal.SIGCONT)
@@ -209,8 +209,8 @@ class Hold(VmCase):
         self.assertEqual(failures, [])
 
     def pause_and_resume(self, connection):
-        for target in ("/v1/pause", "/v1/resume"):
-            status, answer = connection.ask("POST", target)
+        for target, body in (("/v1/pause", {"timeout_ms": vm_case.STOP_LIMIT_S * 1000}), ("/v1/resume", None)):
+            status, answer = connection.ask("POST", target, body)
             self.assertEqual(status, 200, answer)
 
     def io_is_exact(self, cpus):

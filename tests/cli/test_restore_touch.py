@@ -18,10 +18,6 @@ GENERATION_GPA = 0xfe000  # vmm/acpi/platform.h, kGenerationIdGpa
 RESULTS_BYTES = vm_case.CPU_RESULTS_OFFSET + CPUS * CPU_RESULTS_BYTES
 
 
-def may_watch_memory():
-    return os.geteuid() == 0 or os.access("/dev/userfaultfd", os.R_OK | os.W_OK)
-
-
 def slices(results, cpu):
     return struct.unpack_from("<Q", results, vm_case.CPU_RESULTS_OFFSET + cpu * CPU_RESULTS_BYTES + SLICES_OFFSET)[0]
 
@@ -90,7 +86,7 @@ class Touch(VmCase):
         return path
 
 
-@unittest.skipUnless(may_watch_memory(), "userfaultfd cannot be used")
+@unittest.skipUnless(vm_case.may_watch_memory(), "userfaultfd cannot be used")
 class OnTouch(Touch):
     def test_a_guest_goes_on_where_it_was(self):
         self.create()
@@ -277,7 +273,7 @@ class Reset(VmCase):
         for gpa in free:
             self.assertEqual(self.peek(hex_gpa(gpa), 2, "vm2"), b"\0\0")
 
-    @unittest.skipUnless(may_watch_memory(), "userfaultfd cannot be used")
+    @unittest.skipUnless(vm_case.may_watch_memory(), "userfaultfd cannot be used")
     def test_memory_that_was_not_there_yet_is_zeros_after_a_reset(self):
         self.reset_after("--verify", "touch")
 

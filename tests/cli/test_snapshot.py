@@ -3,8 +3,10 @@
 
 import json
 import os
+import re
 import resource
 import signal
+import socket
 import struct
 import subprocess
 import unittest
@@ -20,6 +22,84 @@ LEDGER_BYTES = 4096
 
 def slices(results, cpu):
     return struct.unpack_from("<Q", results, vm_case.CPU_RESULTS_OFFSET + cpu * CPU_RESULTS_BYTES + SLICES_OFFSET)[0]
+
+
+def blocks(pid, number):
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        blocked = next((line for line in file if line.startswith("SigBlk:")), "SigBlk: 0")
+    return int(blocked.split()[1], 16) >> (number - 1) & 1 == 1
+
+
+class Interrupted(vm_case.CommandCase):
+    """Ctrl-C at a moment that we choose: the VM is played by us. Needs no KVM."""
+
+    def setUp(self):
+        super().setUp()
+        os.mkdir(self.directory, 0o700)
+        self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.addCleanup(self.listening.close)
+        self.listening.bind(os.path.join(self.directory, "vm1.sock"))
+        self.listening.listen()
+        self.listening.settimeout(vm_case.LIMIT_S)
+        self.child = subprocess.Popen([vm_case.STOPVISOR, "snapshot", "create", "vm1", "/nowhere"], env=self.env, text=True,
+                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(self.child.communicate)
+        self.addCleanup(self.child.kill)
+        self.client, _ = self.listening.accept()
+        self.addCleanup(self.client.close)
+        self.client.settimeout(vm_case.LIMIT_S)
+
+    def asked(self):
+        """The next request's first line."""
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = self.client.recv(4096)
+            self.assertTrue(piece, "the command has gone")
+            head += piece
+        head, _, body = head.partition(b"\r\n\r\n")
+        length = re.search(rb"Content-Length: (\d+)", head)
+        while length and len(body) < int(length[1]):
+            body += self.client.recv(4096)
+        return head.split(b"\r\n")[0].decode()
+
+    def answer(self, document):
+        body = json.dumps(document).encode()
+        self.client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    def is_called_off(self):
+        """What comes next, once the signal is there."""
+        self.assertEqual(self.asked(), "POST /v1/jobs/7/cancel HTTP/1.1")
+        self.answer({})
+        self.assertEqual(self.asked(), "GET /v1/jobs/7?wait_ms=200 HTTP/1.1")
+        self.answer({"state": "cancelled", "error": {"object": "vm1", "reason": "was called off", "status": 1}})
+        _, said = self.child.communicate(timeout=vm_case.LIMIT_S)
+        self.assertEqual((self.child.returncode, said), (1, "stopvisor: snapshot create: vm1: was called off\n"))
+
+    def test_a_job_whose_number_is_not_known_yet_is_called_off_when_it_is(self):
+        self.assertEqual(self.asked(), "POST /v1/snapshot HTTP/1.1")
+        self.child.send_signal(signal.SIGINT)
+        self.answer({"job": 7})
+        self.is_called_off()
+
+    def test_a_job_that_is_watched_is_called_off(self):
+        self.assertEqual(self.asked(), "POST /v1/snapshot HTTP/1.1")
+        self.answer({"job": 7})
+        self.assertEqual(self.asked(), "GET /v1/jobs/7?wait_ms=200 HTTP/1.1")
+        self.child.send_signal(signal.SIGTERM)
+        self.answer({"state": "running"})
+        self.is_called_off()
+
+
+    def test_a_signal_that_comes_too_late_takes_no_result_away(self):
+        self.assertEqual(self.asked(), "POST /v1/snapshot HTTP/1.1")
+        self.answer({"job": 7})
+        self.assertEqual(self.asked(), "GET /v1/jobs/7?wait_ms=200 HTTP/1.1")
+        self.child.send_signal(signal.SIGINT)
+        self.answer({"state": "done", "result": {"directory": "/nowhere", "data_pages": 1, "held_us": 1, "disks": 0,
+                                                 "sealed": False, "held": False}})
+        printed, said = self.child.communicate(timeout=vm_case.LIMIT_S)
+        self.assertEqual((self.child.returncode, said), (0, ""))
+        self.assertIn("/nowhere: ", printed)
 
 
 class Snapshot(VmCase):
@@ -124,6 +204,7 @@ class Snapshot(VmCase):
         self.assertEqual(self.state(), "running")
         self.guest_goes_on()
 
+    @unittest.skipUnless(vm_case.may_watch_memory(), "userfaultfd cannot be used")
     def test_a_live_one_is_of_a_guest_that_goes_on_and_can_stand_on_another(self):
         made = json.loads(self.good("snapshot", "create", "vm1", self.place, "--live", "--json"))
         self.assertEqual((made["live"], made["held"]), (True, False))
@@ -136,6 +217,7 @@ class Snapshot(VmCase):
         self.restore("vm3", place=self.place + "2")
         self.guest_goes_on("vm3")
 
+    @unittest.skipUnless(vm_case.may_watch_memory(), "userfaultfd cannot be used")
     def test_a_live_one_of_a_paused_vm_lets_it_go_where_that_is_asked_for(self):
         self.good("pause", "vm1")
         self.good("snapshot", "create", "vm1", self.place, "--live")
@@ -226,12 +308,16 @@ class Snapshot(VmCase):
     def test_a_command_that_is_interrupted_calls_it_off_or_finishes(self):
         child = subprocess.Popen([vm_case.STOPVISOR, "snapshot", "create", "vm1", self.place], env=self.env,
                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.eventually(lambda: child.poll() is not None or blocks(child.pid, signal.SIGINT), "it takes its signals itself")
         child.send_signal(signal.SIGINT)
-        child.communicate(timeout=vm_case.LIMIT_S)
-        self.eventually(lambda: all(job["state"] != "running" for job in self.connect().ask("GET", "/v1/jobs")[1]["jobs"]),
-                        "no job runs")
-        if os.path.exists(self.place):
+        _, said = child.communicate(timeout=vm_case.LIMIT_S)
+        jobs = [job["state"] for job in self.connect().ask("GET", "/v1/jobs")[1]["jobs"]]
+        if child.returncode == 0:  # it was quicker
+            self.assertEqual(jobs, ["done"])
             self.good("snapshot", "verify", self.place)
+        else:
+            self.assertEqual((child.returncode, jobs), (1, ["cancelled"]), said)
+            self.assertEqual([name for name in os.listdir(self.runtime) if "snapshot" in name], [])
         self.assertEqual(self.state(), "running")
         self.guest_goes_on()
 

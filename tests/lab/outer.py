@@ -142,11 +142,11 @@ class OuterMachine:
         self._agent.send(f"{job.number} {command}\n")
         return job
 
-    def run(self, command, limit_s=60):
+    def run(self, command, limit_s=300):
         """Runs a shell command to its end. Returns its Result, whatever its status."""
         return self.start(command).wait(limit_s)
 
-    def must(self, command, limit_s=60):
+    def must(self, command, limit_s=300):
         """Runs a shell command that has to end with 0. Returns what it printed."""
         done = self.run(command, limit_s)
         if done.status != 0:
@@ -167,7 +167,8 @@ class OuterMachine:
     def emulator_has_failed(self):
         """Whether QEMU, and nothing that runs in it, is why something failed. CONTEXT: once something has. Returns what
         shows it, or nothing: a guest was run with the outer kernel's state, that kernel overran its stack or panicked at
-        VMRUN, it does not answer at all, or a Linux guest came to a triple fault (docs/adr/0013-the-lab.md says why)."""
+        VMRUN, it does not answer at all, QEMU died of a signal, or a Linux guest came to a triple fault
+        (docs/adr/0013-the-lab.md says why)."""
         try:
             mixed = self.run(f"grep 'kvm_exit:' {TRACING}/instances/mixed/trace", 60)
             if mixed.status == 0:
@@ -177,8 +178,11 @@ class OuterMachine:
                 last = self.run(f"grep -B 12 'reason shutdown' {TRACING}/trace | tail -n 26", 60).output
                 return f"a guest came to a triple fault; KVM's last exits before it:\n{last}"
         except (Missed, OSError):
-            if self._process.poll() is None:
+            died = self._process.poll()
+            if died is None:
                 return "the outer kernel does not answer"
+            if died < 0:
+                return f"{QEMU} was ended by signal {-died}"
         with open(os.path.join(self.work, "outer.log"), encoding="utf-8", errors="replace") as file:
             return next((line.strip() for line in file if re.search(BROKEN_KERNEL, line)), "")
 

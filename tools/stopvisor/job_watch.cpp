@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <ctime>
+#include <string_view>
 
 #include <nlohmann/json.hpp>
 
@@ -20,7 +21,8 @@ using Json = nlohmann::json;
 using vmm::Error;
 using vmm::Status;
 
-// Blocked as long as it lives, and asked for instead: a request must not break off half way.
+// Blocked as long as it lives, and asked for instead: a request must not break off half way, least of all the one
+// that begins the job, whose number is needed to call it off.
 class CancelSignals {
 public:
   CancelSignals() {
@@ -29,7 +31,11 @@ public:
     sigaddset(&set_, SIGTERM);
     ::pthread_sigmask(SIG_BLOCK, &set_, &before_);
   }
-  ~CancelSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  ~CancelSignals() {
+    while (came()) { // too late: what came of the job is told all the same
+    }
+    ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
   CancelSignals(const CancelSignals&) = delete;
   CancelSignals& operator=(const CancelSignals&) = delete;
 
@@ -76,10 +82,20 @@ Error error_of(const std::string& operation, const Client& client, const Json& j
   return {operation, std::move(object), error.value("reason", ""), Status{error.value("status", 1)}};
 }
 
-} // namespace
+// RETURNS: its number.
+std::expected<uint64_t, Error> begin_job(Client& client, const std::string& operation, std::string_view target,
+                                         std::string_view body) {
+  const auto answer = client.request("POST", target, body);
+  if (!answer)
+    return std::unexpected(answer.error());
+  const Json started = Json::parse(*answer, nullptr, false);
+  if (!started.is_object() || !started.contains("job") || !started["job"].is_number_unsigned())
+    return std::unexpected(strange_answer(operation, client.vm_name()));
+  return started["job"].get<uint64_t>();
+}
 
-std::expected<std::string, Error> watch_job(Client& client, const std::string& operation, uint64_t job) {
-  const CancelSignals signals;
+std::expected<std::string, Error> watch_job(Client& client, const std::string& operation, uint64_t job,
+                                            const CancelSignals& signals) {
   ProgressLine line;
   const std::string place = "/v1/jobs/" + std::to_string(job);
   for (;;) {
@@ -101,6 +117,17 @@ std::expected<std::string, Error> watch_job(Client& client, const std::string& o
       return std::unexpected(strange_answer(operation, client.vm_name()));
     }
   }
+}
+
+} // namespace
+
+std::expected<std::string, Error> run_job(Client& client, const std::string& operation, std::string_view target,
+                                          std::string_view body) {
+  const CancelSignals signals;
+  const auto job = begin_job(client, operation, target, body);
+  if (!job)
+    return std::unexpected(job.error());
+  return watch_job(client, operation, *job, signals);
 }
 
 } // namespace stopvisor::tools

@@ -177,14 +177,8 @@ private:
     auto client = Client::connect(operation_, words_[0]);
     if (!client)
       return std::unexpected(client.error());
-    const auto answer =
-        client->request("POST", "/v1/snapshot", body.dump(-1, ' ', false, Json::error_handler_t::replace));
-    if (!answer)
-      return std::unexpected(answer.error());
-    const Json started = Json::parse(*answer, nullptr, false);
-    if (!started.is_object() || !started.contains("job") || !started["job"].is_number_unsigned())
-      return std::unexpected(strange_answer(operation_, words_[0]));
-    const auto result = watch_job(*client, operation_, started["job"].get<uint64_t>());
+    const auto result =
+        run_job(*client, operation_, "/v1/snapshot", body.dump(-1, ' ', false, Json::error_handler_t::replace));
     if (!result)
       return std::unexpected(result.error());
     return show_created(*result, json);

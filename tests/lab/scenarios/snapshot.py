@@ -51,7 +51,7 @@ def one_snapshot(lab, options, checks, load, number):
     guest, place = load.guest, f"/tmp/snapshot{number}"
     clock = Clock(guest)
     guest.type(PASS.format(fio=FIO.format(letter="b", mb=4, seed=1000 + number), sql=SQL) + "\n")
-    guest.expect("PASS-BEGUN", 60)
+    guest.expect("PASS-BEGUN", 300)
     made = lab.run([*guest.words("snapshot", "create", guest.name, place), *KINDS[number % len(KINDS)]], 300)
     clock.is_on_disk()
     checks.that(f"it is made: {made.output.strip()}", made.status == 0, made.output)

@@ -5,6 +5,8 @@ import json
 import os
 import re
 
+from guest import TIMEOUT_S
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 TUTORIAL = os.path.join(HERE, "..", "..", "..", "docs", "tutorial", "first-patch.md")
 BLOCK = re.compile(r"^```(json)?\n(.*?)^```$", re.M | re.S)
@@ -29,7 +31,7 @@ def prepared(lab, options):
     """What the tutorial takes for granted. Returns the shell's words that set it up."""
     packages = options.images.packages
     lab.must(f"mkdir -p {FOLDER}; ln -sf {packages.tree('busybox-static')}/bin/busybox /bin/busybox")
-    return (f"cd {FOLDER}; PATH={os.path.dirname(options.stopvisor)}:{packages.tree('cpio')}/bin:$PATH")
+    return (f"cd {FOLDER}; export STOPVISOR_TIMEOUT={TIMEOUT_S}s; PATH={os.path.dirname(options.stopvisor)}:{packages.tree('cpio')}/bin:$PATH")
 
 
 def save(lab, tools, patch):
@@ -48,9 +50,9 @@ def follow(lab, checks, tools, line):
     command, _, remark = line.partition("  # ")
     if command.strip().startswith("stopvisor console"):
         said = remark.partition(";")[0]
-        seen = lab.run(f"{tools}; timeout 60 {command.strip()} --no-input | grep -m 1 '{said}'", 90)
+        seen = lab.run(f"{tools}; timeout 300 {command.strip()} --no-input | grep -m 1 '{said}'", 330)
         checks.that(f"the console says: {said}", seen.status == 0, seen.output)
         return
     wanted = int((STATUS.search(remark) or [0, 0])[1])
-    done = lab.run(f"{tools}; {command}", 120)
+    done = lab.run(f"{tools}; {command}", 300)
     checks.that(line.strip()[:100], done.status == wanted, f"exit status {done.status}: {done.output[-1500:]}")
