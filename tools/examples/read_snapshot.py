@@ -14,21 +14,42 @@ import hashlib
 import hmac
 import json
 import os
+import stat
 import struct
 import subprocess
 import sys
+import tempfile
 
 PAGE, EXTENT = 4096, 1 << 20
-MOST_MEMBERS = 64
+MOST_MEMBERS, MOST_SECTIONS, MOST_REGIONS, MOST_DISKS = 64, 65536, 64, 64
+MOST_SPAN, MOST_DISK, MOST_FRAME = 1 << 40, 4 << 40, EXTENT + 8192
+# The small files: name, most bytes, label of the MAC. A name in a manifest is compared with these, and never opened.
+FILES = (("machine.dtb", 2 << 20, "stopvisor.fdt"), ("state.bin", 256 << 20, "stopvisor.state"),
+         ("extents.idx", (128 << 20) + 32, "stopvisor.index"))
 
 
 def fail(what):
     sys.exit(f"read_snapshot: {what}")
 
 
+def opened(directory, name):
+    """A file of the snapshot: no link, which could lead anywhere, and no FIFO, which nobody may ever write."""
+    path = os.path.join(directory, name)
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        fail(f"{path}: is no regular file")
+    return file
+
+
+def number(value, least, most, what):
+    if type(value) is not int or not least <= value <= most:
+        fail(f"{what}: must be {least} to {most}")
+    return value
+
+
 def read(directory, name, most):
     path = os.path.join(directory, name)
-    with open(path, "rb") as file:
+    with opened(directory, name) as file:
         content = file.read(most + 1)
     if len(content) > most:
         fail(f"{path}: is too large")
@@ -46,6 +67,18 @@ def pages_of(bitmap):
     return [n for n in range(EXTENT // PAGE) if bitmap[n // 8] >> (n % 8) & 1]
 
 
+def decompressed(frame, most):
+    """Of what is in the frame no more than a byte too many: a small one can hold any amount."""
+    with tempfile.TemporaryFile() as file:
+        file.write(frame)
+        file.seek(0)
+        with subprocess.Popen(["zstd", "-dc"], stdin=file, stdout=subprocess.PIPE) as zstd:
+            content = zstd.stdout.read(most + 1)
+    if zstd.returncode != 0 and len(content) <= most:
+        fail("zstd: failed")
+    return content
+
+
 class Snapshot:
     def __init__(self, directory, key):
         self.directory, self.key = directory, key
@@ -60,76 +93,100 @@ class Snapshot:
         if self.manifest["format"] not in (1, 2):
             fail(f"{directory}: has another format")
         self.id = bytes.fromhex(self.manifest["id"])
-        labels = ("stopvisor.fdt", "stopvisor.state", "stopvisor.index")
-        self.machine, self.state, index = (self.small(*pair) for pair in zip(self.manifest["files"], labels))
+        if len(self.manifest["files"]) != len(FILES) or len(self.manifest.get("disks", [])) > MOST_DISKS:
+            fail(f"{directory}: has not the files it should have")
+        self.span = self.span_of_memory()
+        self.machine, self.state, index = (self.small(*pair) for pair in zip(self.manifest["files"], *zip(*FILES)))
         magic, extent, page, count, zero = struct.unpack_from("<8sIIQQ", index)
         if (magic, extent, page, zero) != (b"SVINDEX1", EXTENT, PAGE, 0) or len(index) != 32 + 128 * count:
             fail(f"{directory}/extents.idx: is no index")
+        if count != (self.span + EXTENT - 1) // EXTENT:
+            fail(f"{directory}/extents.idx: is not of this memory")
         self.extents = [struct.unpack_from("<QIIQQ32s32s32s", index, 32 + 128 * n) for n in range(count)]
 
-    def extract_disk(self, number, out):
+    def span_of_memory(self):
+        regions, end = self.manifest["memory"]["regions"], 0
+        if not 1 <= len(regions) <= MOST_REGIONS:
+            fail(f"{self.directory}: must have 1 to {MOST_REGIONS} regions of memory")
+        for region in regions:
+            at = (end + (2 << 20) - 1) // (2 << 20) * (2 << 20)
+            number(region["offset"], at, at, f"{self.directory}: offset of a region")
+            end = at + number(region["bytes"], PAGE, MOST_SPAN - at, f"{self.directory}: bytes of a region")
+        return end
+
+    def extract_disk(self, disk, out):
         """Puts the image of a disk together, each MiB checked."""
         disks = self.manifest.get("disks", [])
-        if number >= len(disks) or "index" not in disks[number]:
-            fail(f"{self.directory}: has no image of disk {number}")
-        size, place = disks[number]["bytes"], os.path.join(self.directory, f"disk-{number}")
-        index = self.small(disks[number]["index"], "stopvisor.diskix")
+        if not 0 <= disk < len(disks) or "index" not in disks[disk]:
+            fail(f"{self.directory}: has no image of disk {disk}")
+        size = number(disks[disk]["bytes"], 1, MOST_DISK, f"{self.directory}: bytes of disk {disk}")
+        place = os.path.join(self.directory, f"disk-{disk}")
+        most = 32 + 48 * ((size + EXTENT - 1) // EXTENT)
+        index = self.small(disks[disk]["index"], f"disk-{disk}.idx", most, "stopvisor.diskix")
         magic, extent, zero, count, zero_too = struct.unpack_from("<8sIIQQ", index)
         if (magic, extent, zero, zero_too) != (b"SVDISKX1", EXTENT, 0, 0) or len(index) != 32 + 48 * count:
             fail(f"{place}.idx: is no index")
-        if count != (size + EXTENT - 1) // EXTENT or os.path.getsize(place + ".img") != size:
-            fail(f"{place}.img: has not its length")
-        os.ftruncate(out, size)
-        with open(place + ".img", "rb") as image:
+        with opened(self.directory, f"disk-{disk}.img") as image:
+            if count != (size + EXTENT - 1) // EXTENT or os.fstat(image.fileno()).st_size != size:
+                fail(f"{place}.img: has not its length")
+            os.ftruncate(out, size)
             for n in range(count):
                 _, has_data, _, sum_ = struct.unpack_from("<QII32s", index, 32 + 48 * n)
                 content = os.pread(image.fileno(), EXTENT, n * EXTENT)
                 if any(content) != bool(has_data):
                     fail(f"{place}.img: extent {n} is all zeros, or is not")
-                head = struct.pack("<QQ", number, n)
+                head = struct.pack("<QQ", disk, n)
                 if has_data and self.key and mac(self.key, "stopvisor.disk", self.id, head, content) != sum_.hex():
                     fail(f"{place}.img: extent {n} was changed by somebody without the key")
                 if has_data:
                     os.pwrite(out, content, n * EXTENT)
 
-    def small(self, entry, label):
-        content = read(self.directory, entry["name"], entry["bytes"])
+    def small(self, entry, name, most, label):
+        if entry["name"] != name:
+            fail(f"{self.directory}: names another file in the place of {name}")
+        content = read(self.directory, name, number(entry["bytes"], 0, most, f"{self.directory}: bytes of {name}"))
         if len(content) != entry["bytes"]:
-            fail(f"{self.directory}/{entry['name']}: has not its length")
+            fail(f"{self.directory}/{name}: has not its length")
         if self.key and not hmac.compare_digest(entry["mac"], mac(self.key, label, self.id, content)):
-            fail(f"{self.directory}/{entry['name']}: was changed by somebody without the key")
+            fail(f"{self.directory}/{name}: was changed by somebody without the key")
         return content
 
     def sections(self):
         magic, count, _ = struct.unpack_from("<8sII", self.state)
-        if magic != b"SVSTATE1":
+        if magic != b"SVSTATE1" or count > MOST_SECTIONS:
             fail(f"{self.directory}/state.bin: is no state")
         at = 16
         for _ in range(count):
             kind, version, instance, _, length, _ = struct.unpack_from("<IIIIQQ", self.state, at)
             at += 32
+            if length > len(self.state) - at:
+                fail(f"{self.directory}/state.bin: ends within a section")
             yield kind, version, instance, self.state[at:at + length]
             at += (length + 7) // 8 * 8
 
     def extract(self, out):
         """Puts this snapshot's own pages to their places."""
         raw = self.manifest["memory"]["encoding"] == "raw"
-        with open(os.path.join(self.directory, "memory.raw" if raw else "memory.zst"), "rb") as memory:
-            for number, (offset, stored, count, _, _, data, zeros, sum_) in enumerate(self.extents):
-                begin, pages = number * EXTENT, pages_of(data)
+        with opened(self.directory, "memory.raw" if raw else "memory.zst") as memory:
+            for extent, (offset, stored, count, _, _, data, zeros, sum_) in enumerate(self.extents):
+                begin, pages = extent * EXTENT, pages_of(data)
+                if len(pages) != count:
+                    fail(f"{self.directory}: extent {extent} has not the pages it says")
+                if begin + PAGE * max(pages + pages_of(zeros), default=0) >= self.span:
+                    fail(f"{self.directory}: extent {extent} has pages behind the memory's end")
                 if raw:
                     content = b"".join(os.pread(memory.fileno(), PAGE, begin + page * PAGE) for page in pages)
                 elif pages:
-                    frame = os.pread(memory.fileno(), stored, offset)
-                    content = subprocess.run(["zstd", "-dc"], input=frame, stdout=subprocess.PIPE, check=True).stdout
+                    number(stored, 1, MOST_FRAME, f"{self.directory}: frame of extent {extent}")
+                    content = decompressed(os.pread(memory.fileno(), stored, offset), count * PAGE)
                 else:
                     content = b""
-                if len(pages) != count or len(content) != count * PAGE:
-                    fail(f"{self.directory}: extent {number} has not its length")
+                if len(content) != count * PAGE:
+                    fail(f"{self.directory}: extent {extent} has not its length")
                 if self.key and pages:
-                    found = mac(self.key, "stopvisor.extent", self.id, struct.pack("<Q", number), data, zeros, content)
+                    found = mac(self.key, "stopvisor.extent", self.id, struct.pack("<Q", extent), data, zeros, content)
                     if not hmac.compare_digest(found, sum_.hex()):
-                        fail(f"{self.directory}: extent {number} was changed by somebody without the key")
+                        fail(f"{self.directory}: extent {extent} was changed by somebody without the key")
                 for i, page in enumerate(pages):
                     os.pwrite(out, content[i * PAGE:(i + 1) * PAGE], begin + page * PAGE)
                 for page in pages_of(zeros):
@@ -186,4 +243,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError, struct.error) as error:
+        fail(f"is no snapshot: {error!r}")  # a field that is missing, or of another sort
+    except OSError as error:
+        fail(error)

@@ -146,6 +146,16 @@ protected:
     std::ofstream(file, std::ios::binary | std::ios::trunc) << text;
   }
 
+  // As somebody would who wants a change to pass, but has no key: all plain checksums are made anew.
+  void reseal(const std::string& name, const std::string& manifest) {
+    spill(path(name + "/manifest.json"), manifest);
+    const std::string seal = slurp(path(name + "/seal"));
+    std::string made = write_seal({.digest = digest_of(bytes_of(manifest)), .mac = std::nullopt});
+    if (const size_t mac = seal.find("mac "); mac != std::string::npos)
+      made += seal.substr(mac);
+    spill(path(name + "/seal"), made);
+  }
+
   std::mt19937_64 random{20261123};
   Contents contents;
   Memory memory;

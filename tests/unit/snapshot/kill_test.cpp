@@ -107,6 +107,11 @@ protected:
     expect_generation("latest", latest);
   }
 
+  // Whether it has ended by itself. It stays to be waited for.
+  static bool has_ended(pid_t child) {
+    siginfo_t about{};
+    return ::waitid(P_PID, static_cast<id_t>(child), &about, WEXITED | WNOHANG | WNOWAIT) != 0 || about.si_pid != 0;
+  }
   static int rounds() {
     const char* const mode = std::getenv("STOPVISOR_TEST_MODE"); // NOLINT(concurrency-mt-unsafe): nobody sets it
     if (mode != nullptr && std::string_view(mode) == "long")
@@ -134,7 +139,8 @@ TEST_F(KillTest, KilledAtAnyMomentItLeavesWhatWasDoneAndNoHalf) {
           std::chrono::duration_cast<microseconds>(std::chrono::steady_clock::now() - begin).count());
     };
     const uint64_t moment = most == 0 ? UINT64_MAX : moments() % most; // the first finds out how long they take
-    while (passed() < moment && journal->done < kMostInALife) // the moment is the subject, not a synchronisation
+    // The moment is the subject, not a synchronisation.
+    while (passed() < moment && journal->done < kMostInALife && !has_ended(child))
       std::this_thread::yield();
     most = std::max(most, most == 0 ? passed() : 0);
     ::kill(child, SIGKILL);

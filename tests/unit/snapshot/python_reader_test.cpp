@@ -33,6 +33,18 @@ protected:
     std::filesystem::remove(path("memory"));
   }
 
+  // Of an unsealed snapshot "a" with a change in its manifest. RETURNS: what it says.
+  std::string refusal_of(const std::string& from, const std::string& to, const std::string& verb = "list") {
+    const std::string good = slurp(path("a/manifest.json"));
+    const size_t at = good.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    reseal("a", std::string(good).replace(at, from.size(), to));
+    std::filesystem::remove(path("memory"));
+    EXPECT_FALSE(run(verb + " " + path("a") + (verb == "list" ? "" : " " + path("memory")))) << to;
+    reseal("a", good);
+    return slurp(path("err"));
+  }
+
   std::string command_;
 };
 
@@ -84,6 +96,49 @@ TEST_F(PythonReaderTest, RefusesTheWrongKeyAndAChangedPage) {
     bytes[page * kPageBytes] ^= 1;
   spill(path("a/memory.raw"), bytes);
   EXPECT_FALSE(run("extract " + path("a") + " " + path("memory") + " --key " + path("key")));
+}
+
+TEST_F(PythonReaderTest, OpensNothingThatAManifestNames) {
+  make("a");
+  spill(path("secret"), std::string(contents.machine.size(), 's')); // as long as what it takes the place of
+  EXPECT_NE(refusal_of("\"machine.dtb\"", "\"../secret\"").find("another file in the place of machine.dtb"),
+            std::string::npos)
+      << slurp(path("err"));
+  EXPECT_NE(refusal_of("\"machine.dtb\"", "\"" + path("secret") + "\"").find("another file"), std::string::npos);
+  std::filesystem::remove(path("a/machine.dtb"));
+  std::filesystem::create_symlink(path("secret"), path("a/machine.dtb"));
+  EXPECT_FALSE(run("list " + path("a")));
+  EXPECT_NE(slurp(path("err")).find("symbolic link"), std::string::npos) << slurp(path("err"));
+}
+
+TEST_F(PythonReaderTest, WritesNoMoreThanTheMemoryThereIs) {
+  make("a", {.encoding = Encoding::kZstd});
+  const std::string high = "\"bytes\": " + std::to_string(kHighBytes);
+  EXPECT_NE(refusal_of(high, "\"bytes\": 9007199254740992", "extract").find("bytes of a region"), std::string::npos)
+      << slurp(path("err"));
+  EXPECT_NE(refusal_of(high, "\"bytes\": -4096", "extract").find("bytes of a region"), std::string::npos);
+  EXPECT_NE(refusal_of(high, "\"bytes\": 1099507433472", "extract").find("is not of this memory"),
+            std::string::npos)
+      << slurp(path("err"));
+  EXPECT_FALSE(std::filesystem::exists(path("memory")));
+  EXPECT_EQ(refusal_of("\"memory\"", "\"memories\"").find("Traceback"), std::string::npos);
+  // A frame of a few bytes with much more in it than the extent has pages. Its entry is as long as it was.
+  const auto index = Snapshot::open(path("a"), {})->index();
+  const std::string bomb = path("a/memory.zst"); // what is left of the first frame is a skippable one
+  ASSERT_EQ(std::system(("head -c 268435456 /dev/zero | zstd -q > " + path("bomb")).c_str()), 0);
+  const std::string frame = slurp(path("bomb"));
+  std::string stored = slurp(bomb);
+  const size_t first =
+      std::ranges::find_if(index, [](const Extent& extent) { return extent.data_pages != 0; })->stored_bytes;
+  ASSERT_LT(frame.size() + 8, first);
+  std::string filled = frame + std::string("\x50\x2a\x4d\x18", 4);
+  const auto rest = static_cast<uint32_t>(first - frame.size() - 8);
+  for (const unsigned shift : {0U, 8U, 16U, 24U})
+    filled += static_cast<char>(rest >> shift & 0xff);
+  spill(bomb, stored.replace(0, filled.size(), filled));
+  command_ = "ulimit -v 262144; " + command_; // less than is in the frame, and much more than it needs
+  EXPECT_FALSE(run("extract " + path("a") + " " + path("memory")));
+  EXPECT_NE(slurp(path("err")).find("has not its length"), std::string::npos) << slurp(path("err"));
 }
 
 } // namespace
