@@ -19,6 +19,7 @@ ANSWER = r"^(\d+) (\d+)\n"  # of the agent: which command, its exit status
 KEEP_KVM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "keep_kvm.py")
 TRIPLE_FAULT = "triple fault (KVM_EXIT_SHUTDOWN)"
 TRACING = "/sys/kernel/tracing"
+STALE_BREAKPOINT = re.compile(r"\bint3: 0000 \[#\d+\].*")
 BROKEN_KERNEL = r"stack guard page was hit|corrupted stack end detected|__svm_vcpu_run\+0x"
 UP_LIMIT_S = 300  # it is up in 5 to 10 s on an idle host; a busy one is no reason to fail
 
@@ -167,8 +168,8 @@ class OuterMachine:
     def emulator_has_failed(self):
         """Whether QEMU, and nothing that runs in it, is why something failed. CONTEXT: once something has. Returns what
         shows it, or nothing: a guest was run with the outer kernel's state, that kernel overran its stack or panicked at
-        VMRUN, it does not answer at all, QEMU died of a signal, or a Linux guest came to a triple fault
-        (docs/adr/0013-the-lab.md says why)."""
+        VMRUN, it does not answer at all, QEMU died of a signal, or a Linux guest came to a triple fault or
+        died of a breakpoint, of which we write none (docs/adr/0013-the-lab.md says why)."""
         try:
             mixed = self.run(f"grep 'kvm_exit:' {TRACING}/instances/mixed/trace", 60)
             if mixed.status == 0:
@@ -183,6 +184,9 @@ class OuterMachine:
                 return "the outer kernel does not answer"
             if died < 0:
                 return f"{QEMU} was ended by signal {-died}"
+        stale = next(filter(None, (STALE_BREAKPOINT.search(port.since(0)) for port in self.ports)), None)
+        if stale:
+            return f"a guest died of a breakpoint that stood there before: {stale[0].strip()}"
         with open(os.path.join(self.work, "outer.log"), encoding="utf-8", errors="replace") as file:
             return next((line.strip() for line in file if re.search(BROKEN_KERNEL, line)), "")
 

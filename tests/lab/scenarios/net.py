@@ -8,7 +8,7 @@ from far_network import NEAR, FarNetwork, configure, programs, said_by
 from guest import Machine, Ours
 from warnings_of_kernels import bad_lines
 
-MEGABYTES = {"quick": 16, "full": 256, "long": 1024}
+MEGABYTES = {"quick": 16, "full": 64, "long": 1024}
 PINGS = 500
 LIMIT_S = 900
 MAC = "02:00:00:00:00:02"

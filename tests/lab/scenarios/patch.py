@@ -8,7 +8,7 @@ import re
 from guest import Machine, Ours
 from warnings_of_kernels import bad_lines
 
-ROUNDS = {"quick": 20, "full": 60, "long": 200}  # or --stops; the longer it takes, the likelier the emulator's own fault
+ROUNDS = {"quick": 5, "full": 20, "long": 200}  # or --stops; the longer it takes, the likelier the emulator's own fault
 LOAD = ("stress-ng --quiet --cpu 2 --switch 1 --fork 1 --get 1 --sched other --temp-path /tmp "
         "</dev/null >/tmp/stress 2>&1 & stress=$!")
 UID = 4242

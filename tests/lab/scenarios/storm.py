@@ -8,7 +8,7 @@ from guest import Machine, Ours
 from load import Load
 from warnings_of_kernels import accepted, bad_lines, warnings
 
-STOPS = {"quick": 60, "full": 300, "long": 1000}
+STOPS = {"quick": 60, "full": 150, "long": 1000}
 LONG_HOLDS = {"quick": (0, 0), "full": (1, 30_000), "long": (2, 30_000)}
 WATCHDOG_S = 5  # a lockup is told after twice that: well within a long hold
 TO_THE_END = 1_000_000  # stops, more than come before the guest has ended
