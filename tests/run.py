@@ -23,11 +23,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lab
 from elsewhere import KvmElsewhere, kvm_usable  # noqa: E402
 from skip import Unavailable  # noqa: E402
 
-SUITES = ["unit", "sched", "model", "kvm", "lab", "stress", "cli"]
+SUITES = ["unit", "kvm", "cli", "stress", "sched", "lab", "model"]
 NEEDS_KVM = ["kvm", "stress", "cli"]  # where the host has none they run in the lab, which is this much slower:
 LAB_SLOWNESS = 8
 QUICK_IN_LAB = ["lab-boot"]  # of the scenarios, what --quick runs
-SANITIZED = ["unit", "sched", "kvm", "stress", "cli", "fuzz"]  # fuzz is there only: libFuzzer is clang's
+SANITIZED = ["unit", "fuzz", "kvm", "cli", "sched", "stress"]  # fuzz is there only: libFuzzer is clang's
 # Under ThreadSanitizer: what runs without KVM, and what must be built for it.
 RACES = ["unit", "sched"]
 RACES_TARGETS = ["tests/unit/stopper/stopper_tests", "tests/unit/vmm_parts_tests", "tests/unit/control/control_tests",
@@ -42,6 +42,9 @@ CLOSING = re.compile(rb"^(?:\w+: )?(\d+) passed, (\d+) failed(?:, (\d+) skipped)
 GTEST = re.compile(rb"^\[  (PASSED|FAILED|SKIPPED ?) +\] (\d+) tests?\b", re.M)
 TOLD_SKIP = 77  # the exit status of a test program that skips itself
 SECOND_ATTEMPT = " says nothing, as "  # of tests/lab/run, of an attempt that its emulator broke
+# A run without --long ends within the hour, also where processors are few and busy: what has not begun by then is skipped
+# aloud, the most telling having come first. An idle host comes to the end of it all.
+BUDGET_S = 3000
 BUILD_LIMIT_S = 1800  # for what hangs: a build without ccache's help on a busy host takes many minutes
 BESIDE = set()  # the pids of what runs beside the suites
 
@@ -166,12 +169,35 @@ class Run:
     def __init__(self, mode):
         self.mode = mode
         self.total = Counts()
+        self.begin = time.monotonic()
         self.elsewhere = None if kvm_usable() else KvmElsewhere(os.getcwd())
+
+    def late(self):
+        """Whether it is time to end."""
+        return self.mode != "long" and self.elsewhere is None and time.monotonic() - self.begin > BUDGET_S
+
+    def skip(self, name):
+        self.total.add(Counts(skipped=1))
+        say(f"{name}: {Counts(skipped=1)}  (skipped: {BUDGET_S} s are over on this host; --long has no such end)")
+        return False
 
     def step(self, name, command, env=None, limit_s=BUILD_LIMIT_S):
         """One command that passes or fails as a whole."""
+        if self.late():
+            return self.skip(name)
         begin = time.monotonic()
         return self.judge(name, begin, *run(command, limit_s, env))
+
+    def judge_beside(self, name, beside):
+        """Of a Beside: it passes, fails, or is skipped where it has found nothing and the time is over."""
+        limit_s = BUILD_LIMIT_S
+        if self.mode != "long":
+            limit_s = max(10, min(limit_s, self.begin + BUDGET_S - time.monotonic()))
+        status, output = beside.finish(limit_s)
+        if status is None and not output.strip() and self.late():
+            self.skip(name)
+        else:
+            self.judge(name, beside.begin, status, output)
 
     def judge(self, name, begin, status, output):
         counts = Counts(passed=1) if status == 0 else Counts(failed=1)
@@ -197,11 +223,17 @@ class Run:
         tests = [test for test in json.loads(listing) if any(s.split(":")[-1] == suite for s in test["suite"])]
         if suite == "lab" and self.mode == "quick":
             tests = [test for test in tests if test["name"] in QUICK_IN_LAB]
+        if self.late():
+            self.skip(label)
+            return
         counts = Counts()
         begin = time.monotonic()
         in_lab = self.elsewhere is not None and suite in NEEDS_KVM and not extra_env
         for test in tests:
-            counts.add(self.one_test(test, label, extra_env, in_lab))
+            if self.late():
+                self.skip(f"  {label}/{test['name']}")
+            else:
+                counts.add(self.one_test(test, label, extra_env, in_lab))
         if not tests:
             say(f"  {label}: no test is registered")
             counts.failed += 1
@@ -275,16 +307,16 @@ def main():
             work.suite("build", suite)
     if all_of_it:
         work.step("demo", ["tools/demo"], limit_s=900)
-        if tidy and work.build("build-asan", asan, clang):
-            for suite in SANITIZED:
-                work.suite("build-asan", suite, f"{suite} (ASan+UBSan)", SANITIZER_ENV)
+        work.step("format", ["tools/check-format"])
         if (work.set_up("build-tsan", tsan, clang, ["-Db_sanitize=thread", "-Db_lundef=false", "-Dkvm_tests=false"]) and
                 work.build("build-tsan", tsan, clang, RACES_TARGETS)):
             for suite in RACES:
                 work.suite("build-tsan", suite, f"{suite} (TSan)", {**SANITIZER_ENV, "GTEST_FILTER": NO_RACES})
-        work.step("format", ["tools/check-format"])
+        if tidy and work.build("build-asan", asan, clang):
+            for suite in SANITIZED:
+                work.suite("build-asan", suite, f"{suite} (ASan+UBSan)", SANITIZER_ENV)
         if tidy:
-            work.judge("clang-tidy", tidy.begin, *tidy.finish(BUILD_LIMIT_S))
+            work.judge_beside("clang-tidy", tidy)
     work.close()
     say("")
     say(str(work.total))

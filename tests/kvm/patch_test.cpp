@@ -29,13 +29,13 @@ using vmm::testing::RawKernel;
 constexpr uint32_t kCpus = 8;
 constexpr uint64_t kFree = 0x80'0000; // memory the probe guest does not touch
 
-// Rounds wait for the guest's readers, so that a thousand take minutes: in the full run of tools/test alone, and
-// not under a sanitizer.
+// Rounds wait for the guest's readers, so that a thousand take minutes: a thousand with tools/test --long alone,
+// and few not under a sanitizer.
 uint32_t rounds() {
   if (kAddressSanitizer)
     return 20;
   const char* const mode = std::getenv("STOPVISOR_TEST_MODE"); // NOLINT(concurrency-mt-unsafe): nobody sets it
-  return mode == nullptr || std::string_view(mode) == "quick" ? 50 : 1000;
+  return mode == nullptr || std::string_view(mode) == "quick" ? 50 : std::string_view(mode) == "full" ? 300 : 1000;
 }
 
 // A guest whose memory cannot be written from the nth write on, as a read-only slot's cannot.
