@@ -34,6 +34,7 @@
 namespace stopvisor::vmm {
 
 class AbsentMemory;
+class DirtyLog;
 class MemoryOrigin;
 
 enum class SerialTarget { kTerminal, kFile, kNone };
@@ -50,9 +51,10 @@ struct VmConfig {
   std::vector<DiskConfig> disks; // in the order of their numbers
   std::vector<NetConfig> nets;   // network devices, in the order of their numbers
   SerialTarget serial = SerialTarget::kNone;
-  std::string serial_path; // for kFile
-  bool start_held = false; // one hold is taken before the first guest instruction
-  bool bare = false;       // nothing is booted: restore_state() and the caller's memory take the place of it
+  std::string serial_path;     // for kFile
+  bool start_held = false;     // one hold is taken before the first guest instruction
+  bool bare = false;           // nothing is booted: restore_state() and the caller's memory take the place of it
+  bool disks_unlocked = false; // their images are opened without a lock: lock_disks() before a vCPU runs
 };
 
 // How a guest's life ended.
@@ -62,11 +64,13 @@ enum class EndKind {
   kCrash,       // the guest reported a crash through the power device
   kTripleFault, // KVM_EXIT_SHUTDOWN
   kVmmError,    // KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_FAIL_ENTRY, an ioctl that failed
+  kMigrated,    // it goes on elsewhere; the message says where
 };
 
 struct VmEnd {
   EndKind kind = EndKind::kRequested;
-  // For the last three: names vCPU, reason, registers and the bytes at RIP, several lines. Else empty.
+  // kCrash, kTripleFault, kVmmError: names vCPU, reason, registers and the bytes at RIP, several lines. kMigrated:
+  // where the guest went. Else empty.
   std::string message;
 };
 
@@ -224,6 +228,33 @@ public:
   [[nodiscard]] std::expected<void, Error> map_memory(int fd, std::span<const uint64_t> offsets);
   // Null where all memory was always there. CONTEXT: any thread.
   [[nodiscard]] AbsentMemory* absent_memory() noexcept;
+
+  // ---- migration (tools/migrate) ------------------------------------------------------------------------------
+
+  // From now on it is known which pages are written, until the object goes, which it does before the Vm.
+  // CONTEXT: any thread, not under a stop. RETURNS: kBusy where somebody logs already, kFailed, naming the ioctl.
+  [[nodiscard]] std::expected<std::unique_ptr<DirtyLog>, Error> log_dirty_pages(const std::string& operation);
+  // What a machine must have to take this one's state: the sections that describe machine and processors.
+  // CONTEXT: under a stop only. RETURNS: as save_state().
+  [[nodiscard]] std::expected<std::vector<StateSection>, Error> save_requirements();
+  // Whether this machine, bare and not started, meets them; nothing changes. `sections` may be anything.
+  // RETURNS: as restore_state(), naming each difference of the machine, or the processor feature that is missing.
+  [[nodiscard]] std::expected<void, Error> check_requirements(std::span<const StateSection> sections) const;
+  // Locks the images of all disks, as Vm::create() does without `disks_unlocked`: all of them or none. It also
+  // makes the host forget what it has cached of them from before (another host may have written since). CONTEXT:
+  // any thread; does not wait for whoever has a lock. RETURNS: kBusy, naming the image that is in use.
+  [[nodiscard]] std::expected<void, Error> lock_disks();
+  // Gives the locks back: who is not going to write any more lets others. CONTEXT: under a stop, or when the VM has
+  // ended.
+  void unlock_disks() noexcept;
+  // What was written to the disks is where another host can read it. CONTEXT: any thread; blocks on the disks.
+  // RETURNS: kFailed, naming the image.
+  [[nodiscard]] std::expected<void, Error> flush_disks();
+  // Tells the networks behind all taps where the guest's addresses are now: a RARP broadcast from each (RFC 903, as
+  // a switch learns by). Once; who wants to be sure repeats it. CONTEXT: any thread; does not block.
+  void announce_networks() noexcept;
+  // Shows a line of ours to whoever watches the serial port; the guest does not see it. CONTEXT: any thread.
+  void write_to_console(const std::string& line) noexcept;
 
   // Human text of a stop that failed: names each straggler with vCPU, thread, last exit.
   // The object is the VM's name; kBusy where it may succeed later.

@@ -50,6 +50,8 @@ const char* name_of(vmm::EndKind kind) {
     return "triple-fault";
   case vmm::EndKind::kVmmError:
     return "vmm-error";
+  case vmm::EndKind::kMigrated:
+    return "migrated";
   }
   return "unknown";
 }
@@ -58,6 +60,7 @@ const char* name_of(vmm::EndKind kind) {
 std::expected<int, Error> status_of(const VmProcessEnd& ended) {
   switch (ended.end.kind) {
   case vmm::EndKind::kPowerOff:
+  case vmm::EndKind::kMigrated:
     return 0;
   case vmm::EndKind::kRequested:
     return ended.signal == 0 ? 0 : 128 + ended.signal;

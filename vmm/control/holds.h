@@ -74,6 +74,12 @@ public:
   // Ends all leases of `connection`.
   void connection_ended(ConnectionId connection) noexcept;
 
+  // The VM is about to go on elsewhere: pause() and lease() are refused with `why` from now on (kBusy), and clients
+  // whose leases end after it was called are told `why` too. open() takes it back. CONTEXT: any thread, callbacks
+  // under a stop included; they do not block.
+  void close(Error why) noexcept;
+  void open() noexcept;
+
   // The holds in force, oldest first.
   [[nodiscard]] std::vector<Hold> list() const;
 

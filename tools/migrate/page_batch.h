@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pages of guest memory as one message: zeros are named, pages alike are sent once, the rest follows in order.
+//
+// The guest writes to its memory while it is read. So each page is copied once, and everything (whether it is
+// zeros, its checksum, what is sent) is of the copy; a page that was torn by a write is sent again, as the dirty
+// log has it.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <expected>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "vmm/address.h"
+#include "vmm/error.h"
+
+namespace stopvisor::migrate {
+
+inline constexpr size_t kPageBytes = 4096;
+inline constexpr size_t kBatchPages = 256; // at most, zeros not counted
+
+// What was sent of each page last, as a keyed 128-bit hash (XXH3 with a secret of this migration, which a guest
+// cannot know): a page that was written with what was there is not sent again. CONTEXT: different pages from
+// several threads at once; the same page from one.
+class SentPages {
+public:
+  explicit SentPages(uint64_t pages); // of all memory; nothing was sent
+  ~SentPages();
+  // Whether `content` is what was sent of page `number` last; notes it otherwise.
+  [[nodiscard]] bool unchanged(uint64_t number, std::span<const std::byte, kPageBytes> content) noexcept;
+
+private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+struct BatchFigures {
+  uint64_t looked_at = 0; // pages
+  uint64_t zeros = 0;
+  uint64_t copies = 0;    // alike one in the same batch
+  uint64_t unchanged = 0; // as they were sent before
+  uint64_t sent = 0;      // whole
+  uint64_t bytes = 0;     // of payloads, compressed where they are
+};
+
+// Fills a batch and makes its payload. One for each thread that sends.
+class BatchWriter {
+public:
+  // `level`: of zstd, 0: not compressed. `sent` may be null, and outlives the writer.
+  BatchWriter(SentPages* sent, int level);
+  ~BatchWriter();
+
+  // Takes one page in. `number` is its number in `sent`. RETURNS: false where the batch is full: finish() it first.
+  [[nodiscard]] bool add(vmm::Gpa gpa, uint64_t number, const std::byte* page);
+  [[nodiscard]] bool empty() const noexcept;
+
+  struct Payload {
+    std::array<std::span<const std::byte>, 2> parts; // runs, data: of the writer, until the next call
+    uint16_t flags = 0;                              // for the frame
+    uint64_t pages = 0;                              // that the receiver will put in place
+  };
+  // What to send; the batch is empty after it. RETURNS: kFailed where zstd fails.
+  [[nodiscard]] std::expected<Payload, vmm::Error> finish();
+  [[nodiscard]] const BatchFigures& figures() const noexcept;
+
+private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+// Where a batch's pages go. CONTEXT: the thread that applies.
+class PageTarget {
+public:
+  virtual ~PageTarget() = default;
+  // Host memory of [gpa, gpa + pages * 4096), to be written; empty where it is not all guest memory.
+  [[nodiscard]] virtual std::span<std::byte> pages(vmm::Gpa gpa, uint64_t pages) noexcept = 0;
+  // These pages are zeros; false where they are not all guest memory.
+  [[nodiscard]] virtual bool zero(vmm::Gpa gpa, uint64_t pages) noexcept = 0;
+};
+
+// Takes batches apart. One for each thread that receives.
+class BatchReader {
+public:
+  BatchReader();
+  ~BatchReader();
+  // Checks all of a payload that may be anything, then puts its pages in place. RETURNS: how many; kRefused for the
+  // first thing that is wrong, naming it (nothing of this batch was put in place then).
+  [[nodiscard]] std::expected<uint64_t, vmm::Error> apply(std::string_view operation, uint16_t flags,
+                                                          std::span<const std::byte> payload, PageTarget& target);
+
+private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+} // namespace stopvisor::migrate
