@@ -67,12 +67,6 @@ std::expected<Restoration, vmm::Error> Restoration::open(const RestoreOptions& o
   return Restoration(std::move(kept), *std::move(chain), *std::move(config));
 }
 
-const vmm::StateSection* Restoration::section(vmm::StateKind kind) const noexcept {
-  const Sections& state = chain_.newest().state();
-  const auto found = std::ranges::find(state, static_cast<uint32_t>(kind), &vmm::StateSection::kind);
-  return found == state.end() ? nullptr : &*found;
-}
-
 std::expected<PlacedDisks, vmm::Error> Restoration::place_disks(const std::stop_token& stop) const {
   return snapshot::place_disks(kOperation, chain_.newest(), options_->disks, stop);
 }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <string>
 
@@ -41,8 +42,8 @@ public:
   // The machine to create: bare; its name is the snapshot's VM's.
   [[nodiscard]] const vmm::VmConfig& config() const noexcept { return config_; }
   [[nodiscard]] const RestoreOptions& options() const noexcept { return *options_; }
-  // A section of the state that the Vm passes over, for its owner; null where there is none.
-  [[nodiscard]] const vmm::StateSection* section(vmm::StateKind kind) const noexcept;
+  // The state, with the sections that the Vm passes over, for their owners.
+  [[nodiscard]] std::span<const vmm::StateSection> state() const noexcept { return chain_.newest().state(); }
   // Makes the images that are in the snapshot. CONTEXT: before a Vm is created from config(). RETURNS: as
   // place_disks() has it.
   [[nodiscard]] std::expected<PlacedDisks, vmm::Error> place_disks(const std::stop_token& stop = {}) const;

@@ -40,9 +40,9 @@ std::expected<std::pair<size_t, std::string>, vmm::Error> parse_disk_place(const
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   const std::string_view rest(end, text.data() + text.size());
   if (error != std::errc{} || rest.size() < 2 || !rest.starts_with('='))
-    return std::unexpected(vmm::Error{"run: --disk", text,
-                                      "must be N=FILE with --restore: an image for disk N of the snapshot",
-                                      vmm::Status::kUsage});
+    return std::unexpected(vmm::Error{
+        "run: --disk", text, "must be N=FILE with --restore or --incoming: an image for disk N of the machine",
+        vmm::Status::kUsage});
   auto absolute = absolute_of(text, rest.substr(1));
   if (!absolute)
     return std::unexpected(absolute.error());

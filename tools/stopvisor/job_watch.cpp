@@ -95,8 +95,10 @@ std::expected<uint64_t, Error> begin_job(Client& client, const std::string& oper
 }
 
 std::expected<std::string, Error> watch_job(Client& client, const std::string& operation, uint64_t job,
-                                            const CancelSignals& signals) {
+                                            const CancelSignals& signals,
+                                            const std::function<void(const std::string&)>& watch) {
   ProgressLine line;
+  std::string phase;
   const std::string place = "/v1/jobs/" + std::to_string(job);
   for (;;) {
     if (signals.came())
@@ -113,6 +115,8 @@ std::expected<std::string, Error> watch_job(Client& client, const std::string& o
       if (state != "running")
         return std::unexpected(error_of(operation, client, document));
       line.show(operation, document);
+      if (const auto now = document.value("phase", ""); watch && now != phase)
+        watch(phase = now);
     } catch (const Json::exception&) {
       return std::unexpected(strange_answer(operation, client.vm_name()));
     }
@@ -122,12 +126,13 @@ std::expected<std::string, Error> watch_job(Client& client, const std::string& o
 } // namespace
 
 std::expected<std::string, Error> run_job(Client& client, const std::string& operation, std::string_view target,
-                                          std::string_view body) {
+                                          std::string_view body,
+                                          const std::function<void(const std::string&)>& watch) {
   const CancelSignals signals;
   const auto job = begin_job(client, operation, target, body);
   if (!job)
     return std::unexpected(job.error());
-  return watch_job(client, operation, *job, signals);
+  return watch_job(client, operation, *job, signals, watch);
 }
 
 } // namespace stopvisor::tools

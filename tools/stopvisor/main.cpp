@@ -31,10 +31,10 @@ constexpr std::array kVerbs{
     VerbEntry{"pause", make_pause},       VerbEntry{"resume", make_resume},
     VerbEntry{"hold", make_hold},         VerbEntry{"peek", make_peek},
     VerbEntry{"poke", make_poke},         VerbEntry{"patch", make_patch},
-    VerbEntry{"snapshot", make_snapshot}, VerbEntry{"regs", make_regs},
-    VerbEntry{"guest", make_guest},       VerbEntry{"cpu", make_cpu},
-    VerbEntry{"shutdown", make_shutdown}, VerbEntry{"bench", make_bench},
-    VerbEntry{"demo", make_demo},
+    VerbEntry{"snapshot", make_snapshot}, VerbEntry{"migrate", make_migrate},
+    VerbEntry{"regs", make_regs},         VerbEntry{"guest", make_guest},
+    VerbEntry{"cpu", make_cpu},           VerbEntry{"shutdown", make_shutdown},
+    VerbEntry{"bench", make_bench},       VerbEntry{"demo", make_demo},
 };
 
 void print_help() {

@@ -2,6 +2,7 @@
 #include "tools/stopvisor/net_option.h"
 
 #include <algorithm>
+#include <charconv>
 #include <string_view>
 #include <utility>
 
@@ -42,6 +43,18 @@ std::expected<vmm::NetConfig, vmm::Error> parse_net(const std::string& text) {
   if (!has_tap)
     return usage(text, "lacks tap=INTERFACE");
   return net;
+}
+
+std::expected<std::pair<size_t, std::string>, vmm::Error> parse_tap_place(const std::string& text) {
+  size_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string_view rest(end, text.data() + text.size());
+  if (error != std::errc{} || rest.size() < 2 || !rest.starts_with('='))
+    return usage(text, "must be N=INTERFACE with --incoming: a tap for network N of the machine that comes");
+  std::string tap(rest.substr(1));
+  if (auto fine = vmm::check_interface_name(tap); !fine)
+    return usage(text, tap + " " + fine.error().reason);
+  return std::pair(number, std::move(tap));
 }
 
 } // namespace stopvisor::tools

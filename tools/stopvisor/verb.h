@@ -58,6 +58,7 @@ public:
 [[nodiscard]] std::unique_ptr<Verb> make_poke();
 [[nodiscard]] std::unique_ptr<Verb> make_patch();
 [[nodiscard]] std::unique_ptr<Verb> make_snapshot();
+[[nodiscard]] std::unique_ptr<Verb> make_migrate();
 [[nodiscard]] std::unique_ptr<Verb> make_regs();
 [[nodiscard]] std::unique_ptr<Verb> make_guest();
 [[nodiscard]] std::unique_ptr<Verb> make_cpu();

@@ -14,6 +14,7 @@
 #include "tools/snapshot/vm_restore.h"
 #include "tools/stopvisor/detach.h"
 #include "tools/stopvisor/disk_option.h"
+#include "tools/stopvisor/incoming_process.h"
 #include "tools/stopvisor/net_option.h"
 #include "tools/stopvisor/output.h"
 #include "tools/stopvisor/verb.h"
@@ -89,7 +90,9 @@ public:
            "  stopvisor run --name vm1 --cpus 4 --memory 1G --detach\n"
            "  stopvisor run --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0'\n"
            "  stopvisor status vm1 --dtb > vm1.dtb; stopvisor run --name vm2 --machine vm1.dtb\n"
-           "  stopvisor snapshot create vm1 monday; stopvisor run --name vm2 --restore monday --detach";
+           "  stopvisor snapshot create vm1 monday; stopvisor run --name vm2 --restore monday --detach\n"
+           "  stopvisor run --name vm2 --incoming unix:/run/vm2.in --detach; stopvisor migrate vm1 "
+           "unix:/run/vm2.in";
   }
   void declare(Arguments& arguments) override {
     arguments.option("--name", name_, "NAME", "Name of the VM (default: vm1, vm2, ...)");
@@ -121,10 +124,24 @@ public:
                      "The wall clock the guest is told: resume, from the snapshot's moment on, or host (default "
                      "resume)");
     arguments.flag("--share", share_, "Map memory from the snapshot's file, so that clones share its pages");
+    arguments.option("--incoming", incoming_, "URI",
+                     "Wait for a guest that comes by migration: unix:PATH, tcp://HOST:PORT, fd:N or stdio:");
+    arguments.flag(
+        "--insecure", insecure_,
+        "With --incoming: also take one over plain TCP from another host, which anybody between can read "
+        "and change");
+    arguments.option(
+        "--keep", keep_, "DURATION",
+        "With --incoming: how long a guest that is ready waits for a source that was lost (default 300s)");
     arguments.flag("--paused", paused_, "Start held; 'stopvisor resume' lets it go");
     arguments.flag("--detach", detach_, "Run in the background");
   }
   std::expected<int, Error> run(bool json) override {
+    if (incoming_)
+      return run_incoming_guest(json);
+    for (const auto& [option, given] : {std::pair{"--insecure", insecure_}, std::pair{"--keep", keep_.has_value()}})
+      if (given)
+        return std::unexpected(usage(option, "", "goes with --incoming"));
     auto config = make_config(json);
     if (!config)
       return std::unexpected(config.error());
@@ -217,15 +234,16 @@ private:
 
   // None of the options that say what the machine is.
   std::expected<void, Error> check_alone(const char* reason) const {
-    const std::array<std::pair<const char*, bool>, 9> said{{{"--cpus", cpus_.has_value()},
-                                                            {"--max-cpus", max_cpus_.has_value()},
-                                                            {"--memory", memory_.has_value()},
-                                                            {"--memory-backing", backing_ && !restore_},
-                                                            {"--kernel", kernel_.has_value()},
-                                                            {"--initrd", initrd_.has_value()},
-                                                            {"--cmdline", cmdline_.has_value()},
-                                                            {"--disk", !restore_ && !disks_.empty()},
-                                                            {"--net", !nets_.empty()}}};
+    const std::array<std::pair<const char*, bool>, 9> said{
+        {{"--cpus", cpus_.has_value()},
+         {"--max-cpus", max_cpus_.has_value()},
+         {"--memory", memory_.has_value()},
+         {"--memory-backing", backing_ && !restore_ && !incoming_},
+         {"--kernel", kernel_.has_value()},
+         {"--initrd", initrd_.has_value()},
+         {"--cmdline", cmdline_.has_value()},
+         {"--disk", !restore_ && !incoming_ && !disks_.empty()},
+         {"--net", !incoming_ && !nets_.empty()}}};
     for (const auto& [option, given] : said)
       if (given)
         return std::unexpected(usage(option, "", reason));
@@ -343,6 +361,140 @@ private:
     return {};
   }
 
+  // The source describes the whole machine; what may differ here is where its disks and networks are.
+  std::expected<IncomingOrder, Error> make_incoming(bool json) const {
+    if (restore_ || machine_)
+      return std::unexpected(
+          usage(restore_ ? "--restore" : "--machine", "", "the source of --incoming describes the whole machine"));
+    if (auto fine = check_alone("the source of --incoming describes the whole machine, this too"); !fine)
+      return std::unexpected(fine.error());
+    for (const auto& [option, given] :
+         std::array<std::pair<const char*, bool>, 5>{{{"--key", key_.has_value()},
+                                                      {"--disks-as-they-are", disks_as_they_are_},
+                                                      {"--verify", verify_.has_value()},
+                                                      {"--prefault", prefault_},
+                                                      {"--share", share_}}})
+      if (given)
+        return std::unexpected(usage(option, "", "goes with --restore"));
+    if (detach_ && !name_)
+      return std::unexpected(
+          usage("--detach", "", "needs --name with --incoming: else nobody could ask for it before it is here"));
+    IncomingOrder order;
+    auto address = migrate::parse_address("run: --incoming", *incoming_, migrate::Side::kDestination);
+    if (!address)
+      return std::unexpected(address.error());
+    order.from = *std::move(address);
+    const bool over_stdio = order.from.kind == migrate::AddressKind::kStdio;
+    if (over_stdio && (detach_ || json))
+      return std::unexpected(usage("--incoming", *incoming_, "takes stdin and stdout for itself"));
+    order.insecure = insecure_;
+    if (name_)
+      if (auto fine = vmm::check_vm_name(*name_); !fine)
+        return std::unexpected(usage("--name", *name_, fine.error().reason));
+    order.name = name_;
+    if (auto fine = set_places(order); !fine)
+      return std::unexpected(fine.error());
+    if (clock_ && *clock_ != "resume" && *clock_ != "host")
+      return std::unexpected(usage("--clock", *clock_, "must be resume or host"));
+    order.wall_clock = clock_ == "host" ? vmm::WallClock::kHost : vmm::WallClock::kResume;
+    order.paused = paused_;
+    if (keep_) {
+      const auto keep = vmm::parse_duration("run: --keep", *keep_);
+      if (!keep)
+        return std::unexpected(keep.error());
+      order.keep = *keep;
+    }
+    vmm::VmConfig chosen;
+    if (auto fine = set_backing(chosen); !fine)
+      return std::unexpected(fine.error());
+    if (backing_)
+      order.backing = chosen.backing;
+    if (auto fine = set_serial(chosen, json || over_stdio); !fine)
+      return std::unexpected(fine.error());
+    order.serial = chosen.serial;
+    order.serial_path = chosen.serial_path;
+    return order;
+  }
+
+  std::expected<void, Error> set_places(IncomingOrder& order) const {
+    for (const std::string& text : disks_) {
+      const auto place = parse_disk_place(text);
+      if (!place)
+        return std::unexpected(place.error());
+      if (!order.disks.insert(*place).second)
+        return std::unexpected(usage("--disk", text, "this disk has a place already"));
+    }
+    for (const std::string& text : nets_) {
+      const auto place = parse_tap_place(text);
+      if (!place)
+        return std::unexpected(place.error());
+      if (!order.taps.insert(*place).second)
+        return std::unexpected(usage("--net", text, "this network has a tap already"));
+    }
+    return {};
+  }
+
+  std::expected<int, Error> run_incoming_guest(bool json) const {
+    const auto order = make_incoming(json);
+    if (!order)
+      return std::unexpected(order.error());
+    if (detach_) {
+      const auto started = detach([&](Foreground& foreground) { return wait_behind(*order, foreground); });
+      if (!started)
+        return std::unexpected(started.error());
+      if (json)
+        print_text(Json{{"vm", *name_}, {"pid", started->pid}, {"incoming", started->word}}.dump(2) + "\n");
+      else
+        print_text(*name_ + ": waiting at " + started->word + ", pid " + std::to_string(started->pid) + "\n");
+      return 0;
+    }
+    set_up_log();
+    return finish(run_incoming(*order, [](const vmm::ControlPlace*, const std::string&) {}), json);
+  }
+
+  // CONTEXT: the background process. RETURNS: its exit status.
+  static int wait_behind(const IncomingOrder& order, Foreground& foreground) {
+    set_up_log();
+    std::string log;
+    const auto ended = run_incoming(order, [&](const vmm::ControlPlace* place, const std::string& where) {
+      if (place != nullptr && log_to(place->log_path()))
+        log = place->log_path();
+      (void)!::chdir("/"); // keeps no file system busy
+      foreground.tell_ready(where);
+    });
+    return finish_behind(ended, log, foreground);
+  }
+
+  static std::expected<int, Error> finish(const std::expected<VmProcessEnd, Error>& ended, bool json) {
+    if (!ended)
+      return std::unexpected(ended.error());
+    const auto status = status_of(*ended);
+    if (status && json) {
+      Json document = {{"vm", ended->name}, {"end", name_of(ended->end.kind)}, {"status", *status}};
+      if (ended->end.kind == vmm::EndKind::kMigrated)
+        document["to"] = ended->end.message;
+      print_text(document.dump(2) + "\n");
+    }
+    return status;
+  }
+
+  // RETURNS: the exit status of a process in the background.
+  static int finish_behind(const std::expected<VmProcessEnd, Error>& ended, const std::string& log,
+                           Foreground& foreground) {
+    if (!ended) {
+      if (foreground.told()) // nobody waits for it any more
+        return print_error(ended.error(), "run", false);
+      foreground.tell_error(ended.error());
+      return int(ended.error().status);
+    }
+    const auto status = status_of(*ended);
+    if (!status)
+      return print_error(status.error(), "run", false);
+    if (!log.empty())
+      ::unlink(log.c_str());
+    return *status;
+  }
+
   std::expected<int, Error> run_here(vmm::VmConfig config, bool json) const {
     set_up_log();
     const bool has_terminal = config.serial == vmm::SerialTarget::kTerminal && ::isatty(STDIN_FILENO) == 1;
@@ -350,12 +502,7 @@ private:
       if (has_terminal)
         spdlog::info("{}: the guest has the terminal, Ctrl-C included; Ctrl-A x ends the VM", place.name());
     });
-    if (!ended)
-      return std::unexpected(ended.error());
-    const auto status = status_of(*ended);
-    if (status && json)
-      print_text(Json{{"vm", ended->name}, {"end", name_of(ended->end.kind)}, {"status", *status}}.dump(2) + "\n");
-    return status;
+    return finish(ended, json);
   }
 
   std::expected<int, Error> run_detached(vmm::VmConfig config, bool json) const {
@@ -379,16 +526,7 @@ private:
       (void)!::chdir("/"); // keeps no file system busy
       foreground.tell_ready(place.name());
     });
-    if (!ended) {
-      foreground.tell_error(ended.error());
-      return int(ended.error().status);
-    }
-    const auto status = status_of(*ended);
-    if (!status)
-      return print_error(status.error(), "run", false);
-    if (!log.empty())
-      ::unlink(log.c_str());
-    return *status;
+    return finish_behind(ended, log, foreground);
   }
 
   [[nodiscard]] const snapshot::Restoration* restoration() const noexcept {
@@ -397,6 +535,8 @@ private:
 
   std::optional<snapshot::Restoration> restoration_; // with --restore
   std::optional<std::string> name_;
+  std::optional<std::string> incoming_;
+  std::optional<std::string> keep_;
   std::optional<std::string> restore_;
   std::optional<std::string> key_;
   std::optional<std::string> verify_;
@@ -415,6 +555,7 @@ private:
   bool disks_as_they_are_ = false;
   bool prefault_ = false;
   bool share_ = false;
+  bool insecure_ = false;
   bool paused_ = false;
   bool detach_ = false;
 };

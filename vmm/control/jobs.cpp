@@ -29,6 +29,7 @@ public:
   void cancel() noexcept { stop_.request_stop(); }
 
   [[nodiscard]] JobId id() const noexcept { return view_.id; }
+  [[nodiscard]] bool is_a(std::string_view operation) const noexcept { return view_.operation == operation; }
 
   // CONTEXT, the rest: under the jobs' mutex.
   [[nodiscard]] bool over() const noexcept { return view_.state != JobState::kRunning; }
@@ -49,6 +50,7 @@ public:
     return view;
   }
 
+  bool heard = false; // under the jobs' mutex: somebody has seen that it is over
   std::thread thread; // joined by whoever takes the job from the list, or by end_all()
 
 private:
@@ -113,8 +115,22 @@ std::optional<JobView> Jobs::await(JobId id, JobClock::time_point until) {
     if (job->over() || ending_ || changed_.wait_until(lock, until) == std::cv_status::timeout)
       break;
   }
-  const Job* const job = find(id);
-  return job == nullptr ? std::nullopt : std::optional(job->view());
+  Job* const job = find(id);
+  if (job == nullptr)
+    return std::nullopt;
+  if (job->over() && !std::exchange(job->heard, true))
+    changed_.notify_all(); // await_heard()
+  return job->view();
+}
+
+void Jobs::await_heard(std::string_view operation, JobClock::time_point until) {
+  std::unique_lock lock(mutex_);
+  (void)changed_.wait_until(lock, until, [&] {
+    for (auto job = jobs_.rbegin(); job != jobs_.rend(); ++job)
+      if ((*job)->is_a(operation))
+        return (*job)->heard;
+    return true;
+  });
 }
 
 std::vector<JobView> Jobs::list() const {

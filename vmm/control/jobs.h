@@ -17,6 +17,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "vmm/control/peer.h"
@@ -76,6 +77,9 @@ public:
   // Looks at a job, having waited until it has ended, or `until`. RETURNS: nothing where there is none.
   [[nodiscard]] std::optional<JobView> await(JobId id, JobClock::time_point until);
   [[nodiscard]] std::vector<JobView> list() const; // the oldest first
+  // Waits until the last job of this kind has ended and somebody has seen that it did (by await()), or `until`: for
+  // news that would be lost with the VM.
+  void await_heard(std::string_view operation, JobClock::time_point until);
   // Asks a job to end, and leave everything as it was; one that is over in that moment stays what it is.
   // RETURNS: false where there is no such job.
   bool cancel(JobId id) noexcept;

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/migrate/destination.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "tools/migrate/page_receiver.h"
+#include "tools/snapshot/digest.h"
+#include "vmm/machine_reader.h"
+
+namespace stopvisor::migrate {
+namespace {
+
+using vmm::Error;
+using vmm::Status;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kLook{100};
+constexpr uint16_t kMostStreams = 16;
+
+} // namespace
+
+const char* name_of(DestinationPhase phase) noexcept {
+  switch (phase) {
+  case DestinationPhase::kWaiting:
+    return "waiting";
+  case DestinationPhase::kLoading:
+    return "loading";
+  case DestinationPhase::kReady:
+    return "ready";
+  case DestinationPhase::kOrphaned:
+    return "orphaned";
+  case DestinationPhase::kRunning:
+    return "running";
+  case DestinationPhase::kGaveUp:
+    return "gave-up";
+  }
+  return "";
+}
+
+Destination::Destination(Doorkeeper& doorkeeper, DestinationOptions options)
+    : doorkeeper_(doorkeeper), options_(std::move(options)) {}
+
+Destination::~Destination() {
+  doorkeeper_.hand_over_to(nullptr); // nobody pushes events after this
+  answering_ = {};                   // joined
+  ear_.reset();
+}
+
+Error Destination::error(std::string reason, Status status) const {
+  return {options_.operation, view().vm, std::move(reason), status};
+}
+
+void Destination::enter(DestinationPhase phase) {
+  const std::lock_guard guard(mutex_);
+  view_.phase = phase;
+}
+
+Destination::View Destination::view() const {
+  const std::lock_guard guard(mutex_);
+  View view = view_;
+  view.done_bytes = progress_.done_bytes.load(std::memory_order_relaxed); // for people
+  return view;
+}
+
+void Destination::refuse(const Error& why) noexcept {
+  if (control_)
+    control_->refuse(why);
+}
+
+std::expected<vmm::VmConfig, Error> Destination::await_machine() {
+  auto control = doorkeeper_.await_source(options_.stop);
+  if (!control)
+    return std::unexpected(std::move(control.error()));
+  control_ = *std::move(control);
+  {
+    const std::lock_guard guard(mutex_);
+    view_.phase = DestinationPhase::kLoading;
+    view_.source = control_->link().name();
+    view_.vm = control_->hello().vm;
+    view_.id = snapshot::hex_text(control_->hello().id);
+  }
+  const std::stop_callback cut(options_.stop, [this] { control_->link().cut(); });
+  const auto frame = control_->expect(FrameKind::kMachine);
+  if (!frame)
+    return std::unexpected(frame.error());
+  auto facts = decode_machine(options_.operation, frame->payload);
+  auto config = facts ? config_of(*facts) : std::unexpected(facts.error());
+  if (!config) {
+    refuse(config.error());
+    return config;
+  }
+  facts_ = *std::move(facts);
+  progress_.total_bytes.store(config->memory_bytes, std::memory_order_relaxed); // for people
+  return config;
+}
+
+// The machine that the source describes, as a configuration of ours.
+std::expected<vmm::VmConfig, Error> Destination::config_of(const MachineFacts& facts) const {
+  const auto tree = std::ranges::find(facts.requirements, static_cast<uint32_t>(vmm::StateKind::kMachine),
+                                      &vmm::StateSection::kind);
+  if (tree == facts.requirements.end() || tree->payload.empty() || tree->payload.size() > vmm::kMaxMachineBytes)
+    return std::unexpected(error("the source does not describe its machine", Status::kRefused));
+  std::vector<uint64_t> aligned(tree->payload.size() / sizeof(uint64_t) + 1);
+  std::memcpy(aligned.data(), tree->payload.data(), tree->payload.size());
+  auto config = vmm::read_machine(std::as_bytes(std::span(aligned)).first(tree->payload.size()));
+  if (!config)
+    return std::unexpected(
+        error("the source's machine: " + config.error().object + ": " + config.error().reason, Status::kRefused));
+  if (facts.cpus == 0 || facts.streams == 0 || facts.streams > kMostStreams ||
+      facts.disks.size() != config->disks.size())
+    return std::unexpected(error("the source's numbers of vCPUs, streams or disks cannot be", Status::kRefused));
+  config->cpus = facts.cpus; // online or not: the description tells of those that were offered last
+  config->max_cpus = std::max(config->max_cpus, config->cpus);
+  config->bare = true;
+  config->start_held = true;
+  config->disks_unlocked = true;
+  return config;
+}
+
+// Before anything moves.
+std::expected<void, Error> Destination::check(const MachineFacts& facts, const vmm::Vm& vm) const {
+  const bool alike = std::ranges::equal(vm.memory().slots(), facts.memory,
+                                        [](const vmm::MemorySlot& slot, const MemoryRegion& region) {
+                                          return slot.base.value == region.gpa && slot.size_bytes == region.bytes;
+                                        });
+  if (!alike)
+    return std::unexpected(error("guest memory lies elsewhere at the source", Status::kRefused));
+  if (auto fits = vm.check_requirements(facts.requirements); !fits)
+    return fits;
+  return {};
+}
+
+std::expected<void, Error> Destination::receive(vmm::Vm& vm, const DestinationSteps& steps) {
+  if (auto loaded = load(vm, steps); !loaded) {
+    const Turn turn = side_.give_up(); // before it was ready: the source has the guest, whatever it hears of us
+    (void)turn;
+    enter(DestinationPhase::kGaveUp);
+    refuse(loaded.error());
+    return loaded;
+  }
+  return await_decision(vm, steps);
+}
+
+std::expected<void, Error> Destination::load(vmm::Vm& vm, const DestinationSteps& steps) {
+  if (auto fits = check(facts_, vm); !fits)
+    return fits;
+  const std::stop_callback cut(options_.stop, [this] { control_->link().cut(); });
+  if (auto said = control_->voice().say(FrameKind::kAccepted, std::span<const std::byte>()); !said)
+    return said;
+  auto streams = doorkeeper_.await_streams(static_cast<uint16_t>(facts_.streams - 1), options_.stop);
+  if (!streams)
+    return std::unexpected(std::move(streams.error()));
+  streams_ = *std::move(streams);
+  PageReceiver receiver(options_.operation, vm.memory(), *control_, streams_, &progress_);
+  const auto frame = receiver.receive();
+  if (!frame)
+    return std::unexpected(options_.stop.stop_requested() ? error("was cancelled") : frame.error());
+  if (frame->kind != FrameKind::kState)
+    return std::unexpected(control_->link().error("gave up: the guest stays there"));
+  const auto state = decode_state(options_.operation, frame->payload);
+  if (!state)
+    return std::unexpected(state.error());
+  if (auto whole = receiver.check(state->links); !whole)
+    return whole;
+  return get_ready(vm, steps, *state);
+}
+
+std::expected<void, Error> Destination::get_ready(vmm::Vm& vm, const DestinationSteps& steps,
+                                                  const StateMessage& state) {
+  held_ = state.held;
+  // It is the same guest: there is no other of it, and its clock goes on.
+  const vmm::RestoreChoices choices{.new_generation = false, .wall_clock = options_.wall_clock};
+  if (auto restored = vm.restore_state(state.sections, choices); !restored)
+    return restored;
+  if (steps.restore_more)
+    if (auto restored = steps.restore_more(state.sections); !restored)
+      return restored;
+  if (auto started = vm.start(); !started) // its threads are there, and held
+    return started;
+  listen(); // before our word: what is answered to it is an event
+  doorkeeper_.hand_over_to([this](std::unique_ptr<Call> call) { events_.push({.again = std::move(call)}); });
+  enter(DestinationPhase::kReady);
+  const Turn turn = side_.hear(Word::kPrepare, true);
+  act(turn, vm, steps);
+  return {};
+}
+
+void Destination::listen() {
+  ear_ = std::make_unique<Ear>(*control_, [this, link = generation_](Ear::Heard heard) {
+    events_.push({.link = link, .heard = std::move(heard)});
+  });
+}
+
+std::expected<void, Error> Destination::await_decision(vmm::Vm& vm, const DestinationSteps& steps) {
+  using State = DestinationSide::State;
+  for (bool called_off = false;;) {
+    if (side_.state() == State::kStarted) {
+      answer_from_now_on();
+      return {};
+    }
+    if (side_.state() == State::kGaveUp)
+      break;
+    if (auto event = events_.next(Clock::now() + kLook)) {
+      hear(*std::move(event), vm, steps);
+      continue;
+    }
+    if (options_.stop.stop_requested() && !std::exchange(called_off, true)) {
+      reason_ = error("was ended before the source gave the guest away");
+      act(side_.give_up(), vm, steps);
+    } else if (side_.state() == State::kOrphaned && Clock::now() >= keep_until_) {
+      reason_ = error("the source was lost, and did not come back in time");
+      act(side_.give_up(), vm, steps);
+    }
+  }
+  enter(DestinationPhase::kGaveUp);
+  Error why = reason_.value_or(error("the source took the guest back"));
+  why.reason += "; the guest never ran here";
+  return std::unexpected(std::move(why));
+}
+
+void Destination::hear(Event event, vmm::Vm& vm, const DestinationSteps& steps) {
+  if (event.start_here)
+    return act(side_.told_to_start(), vm, steps);
+  if (event.again) { // what comes by the older link is not read any more
+    ear_.reset();
+    control_ = std::move(event.again);
+    ++generation_;
+    listen();
+    return;
+  }
+  if (event.link != generation_)
+    return;
+  if (!event.heard.link) {
+    if (!reason_)
+      reason_ = event.heard.link.error();
+    return act(side_.lose_link(), vm, steps);
+  }
+  const Frame& frame = event.heard.frame;
+  const auto word = frame.kind == FrameKind::kWord ? decode_word(options_.operation, frame.payload)
+                                                   : std::unexpected(control_->link().error("speaks out of turn"));
+  if (!word) {
+    reason_ = frame.kind == FrameKind::kRefusal ? control_->refused_by(frame) : word.error();
+    return act(side_.lose_link(), vm, steps);
+  }
+  hear_word(*word, vm, steps);
+}
+
+// A commit gives us the guest; we take it only if we can have its disks.
+void Destination::hear_word(Word word, vmm::Vm& vm, const DestinationSteps& steps) {
+  using State = DestinationSide::State;
+  const bool undecided = side_.state() == State::kReady || side_.state() == State::kOrphaned;
+  if (word == Word::kCommit && undecided)
+    if (auto locked = vm.lock_disks(); !locked) {
+      reason_ = locked.error();
+      return act(side_.give_up(), vm, steps);
+    }
+  if (word == Word::kAbandon && undecided && !reason_)
+    reason_ = error("the source took the guest back");
+  act(side_.hear(word), vm, steps);
+}
+
+void Destination::act(const Turn& turn, vmm::Vm& vm, const DestinationSteps& steps) {
+  if (turn.run_guest) {
+    steps.let_go(held_);
+    enter(DestinationPhase::kRunning);
+  }
+  if (turn.say)
+    if (auto said = control_->voice().say(FrameKind::kWord, encode(*turn.say)); !said && !turn.drop_guest)
+      act(side_.lose_link(), vm, steps);
+  if (turn.drop_guest)
+    vm.request_end({vmm::EndKind::kRequested, ""});
+  if (side_.state() == DestinationSide::State::kOrphaned && view().phase != DestinationPhase::kOrphaned) {
+    enter(DestinationPhase::kOrphaned);
+    keep_until_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(options_.keep);
+    options_.tell("the link to the source broke when all was ready (" + (reason_ ? reason_->reason : "") +
+                  "): the guest is held here, and the source is waited for. Where the source has ended, 'stopvisor "
+                  "resume' starts it here");
+  }
+}
+
+std::expected<void, Error> Destination::start_here() {
+  if (view().phase != DestinationPhase::kOrphaned)
+    return std::unexpected(
+        error("the guest is still the source's: it can be started here only where the link to it was lost",
+              Status::kRefused));
+  events_.push({.start_here = true});
+  return {};
+}
+
+// A source that did not hear our word asks again; it is given the same answer for as long as the VM runs.
+void Destination::answer_from_now_on() {
+  answering_ = std::jthread([this](const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      auto event = events_.next(Clock::now() + kLook);
+      if (!event || event->start_here)
+        continue;
+      if (event->again) {
+        ear_.reset();
+        control_ = std::move(event->again);
+        ++generation_;
+        listen();
+      } else if (event->link == generation_ && event->heard.link && event->heard.frame.kind == FrameKind::kWord) {
+        if (const auto word = decode_word(options_.operation, event->heard.frame.payload))
+          if (const Turn turn = side_.hear(*word); turn.say)
+            (void)control_->voice().say(FrameKind::kWord, encode(*turn.say));
+      }
+    }
+  });
+}
+
+} // namespace stopvisor::migrate

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/migrate/doorkeeper.h"
+
+#include <system_error>
+#include <utility>
+
+namespace stopvisor::migrate {
+namespace {
+
+using vmm::Error;
+using vmm::Status;
+
+constexpr std::chrono::milliseconds kLook{1000}; // how long accept() waits in one go
+constexpr std::chrono::seconds kStreamsComeWithin{10};
+
+// Who knows the id may join: it must not be found out by how long a comparison takes.
+bool same_id(const MigrationId& one, const MigrationId& other) noexcept {
+  std::byte differs{0};
+  for (size_t i = 0; i < one.size(); ++i)
+    differs |= one[i] ^ other[i];
+  return differs == std::byte{0};
+}
+
+} // namespace
+
+Doorkeeper::Doorkeeper(std::string operation, Listener& listener, std::function<void(const Error&)> tell)
+    : operation_(std::move(operation)), listener_(listener), tell_(std::move(tell)), thread_([this] { serve(); }) {}
+
+Doorkeeper::~Doorkeeper() {
+  ending_.request_stop();
+  {
+    const std::lock_guard guard(mutex_);
+    for (Link* link : heard_)
+      link->cut();
+  }
+  thread_.join();
+  bury(true);
+}
+
+// Waits for greeters that are done, or for all of them.
+void Doorkeeper::bury(bool all) {
+  std::list<Greeter> dead;
+  {
+    const std::lock_guard guard(mutex_);
+    for (auto greeter = greeters_.begin(); greeter != greeters_.end();) {
+      const auto next = std::next(greeter);
+      if (all || greeter->done)
+        dead.splice(dead.end(), greeters_, greeter);
+      greeter = next;
+    }
+  }
+  for (Greeter& greeter : dead)
+    greeter.thread.join();
+}
+
+void Doorkeeper::serve() {
+  const std::stop_token stop = ending_.get_token();
+  while (!stop.stop_requested()) {
+    bury(false);
+    {
+      std::unique_lock lock(mutex_); // a crowd of strangers waits outside
+      (void)changed_.wait(lock, stop, [this] { return greeters_.size() < kMostAtOnce; });
+    }
+    auto link = listener_.accept(stop, kLook);
+    if (!link) {
+      const std::lock_guard guard(mutex_);
+      closed_ = std::move(link.error());
+      changed_.notify_all();
+      return;
+    }
+    if (*link == nullptr)
+      continue;
+    const std::lock_guard guard(mutex_);
+    Greeter& greeter = greeters_.emplace_back();
+    try {
+      greeter.thread = std::thread([this, &greeter, caller = std::move(*link)]() mutable {
+        greet(std::move(caller));
+        const std::lock_guard done(mutex_);
+        greeter.done = true;
+        changed_.notify_all();
+      });
+    } catch (const std::system_error&) { // the host has no threads: the caller hears that we hung up
+      greeters_.pop_back();
+    }
+  }
+}
+
+void Doorkeeper::greet(std::unique_ptr<Link> link) {
+  std::list<Link*>::iterator heard;
+  {
+    const std::lock_guard guard(mutex_);
+    heard = heard_.insert(heard_.end(), link.get());
+    if (ending_.stop_requested()) // the destructor has looked already, or will find it
+      link->cut();
+  }
+  auto call = Call::take(operation_, std::move(link), kPatience);
+  std::optional<Error> trouble;
+  {
+    const std::lock_guard guard(mutex_);
+    heard_.erase(heard);
+  }
+  if (call)
+    trouble = admit(*call);
+  else
+    trouble = std::move(call.error());
+  if (!trouble)
+    return;
+  if (call && *call != nullptr)
+    (*call)->refuse(*trouble);
+  if (!ending_.stop_requested())
+    tell_(*trouble);
+}
+
+std::optional<Error> Doorkeeper::admit(std::unique_ptr<Call>& call) {
+  switch (call->hello().role) {
+  case LinkRole::kControl:
+    return admit_source(call);
+  case LinkRole::kStream:
+    return admit_stream(call);
+  case LinkRole::kAgain:
+    return admit_again(call);
+  }
+  return call->link().error("wants to be something unheard of");
+}
+
+std::optional<Error> Doorkeeper::admit_source(std::unique_ptr<Call>& call) {
+  {
+    const std::lock_guard guard(mutex_);
+    if (taken_) {
+      Error busy = call->link().error("another migration is arriving here already");
+      busy.status = Status::kBusy;
+      return busy;
+    }
+    taken_ = true; // others are refused while this one is answered
+  }
+  auto answered = call->answer();
+  const std::lock_guard guard(mutex_);
+  if (!answered) {
+    taken_ = false;
+    return std::move(answered.error());
+  }
+  id_ = call->hello().id;
+  source_ = std::move(call);
+  changed_.notify_all();
+  return {};
+}
+
+std::optional<Error> Doorkeeper::admit_stream(std::unique_ptr<Call>& call) {
+  const uint16_t number = call->hello().number;
+  {
+    const std::lock_guard guard(mutex_);
+    if (!taken_ || !same_id(id_, call->hello().id))
+      return call->link().error("belongs to no migration that arrives here");
+    if (number == 0 || streams_.contains(number))
+      return call->link().error("is a stream that is there already");
+    streams_.emplace(number, nullptr);
+  }
+  auto answered = call->answer();
+  const std::lock_guard guard(mutex_);
+  if (!answered) {
+    streams_.erase(number);
+    return std::move(answered.error());
+  }
+  streams_[number] = std::move(call);
+  changed_.notify_all();
+  return {};
+}
+
+std::optional<Error> Doorkeeper::admit_again(std::unique_ptr<Call>& call) {
+  {
+    const std::lock_guard guard(mutex_);
+    if (!taken_ || !same_id(id_, call->hello().id))
+      return call->link().error("asks for a migration that is not known here");
+  }
+  const std::lock_guard guard(again_mutex_);
+  if (!again_)
+    return call->link().error("asks for a migration of which nothing was decided here");
+  if (auto answered = call->answer(); !answered)
+    return std::move(answered.error());
+  again_(std::move(call));
+  return {};
+}
+
+std::expected<std::unique_ptr<Call>, Error> Doorkeeper::await_source(const std::stop_token& stop) {
+  std::unique_lock lock(mutex_);
+  if (!changed_.wait(lock, stop, [this] { return source_ != nullptr || closed_.has_value(); }))
+    return std::unexpected(Error{operation_, listener_.place(), "was cancelled", Status::kFailed});
+  if (source_ == nullptr)
+    return std::unexpected(*closed_);
+  return std::move(source_);
+}
+
+std::expected<std::vector<std::unique_ptr<Call>>, Error> Doorkeeper::await_streams(uint16_t count,
+                                                                                   const std::stop_token& stop) {
+  std::unique_lock lock(mutex_);
+  const auto all_there = [&] {
+    for (uint16_t number = 1; number <= count; ++number)
+      if (const auto found = streams_.find(number); found == streams_.end() || found->second == nullptr)
+        return false;
+    return true;
+  };
+  (void)changed_.wait_for(lock, stop, kStreamsComeWithin, all_there);
+  if (stop.stop_requested())
+    return std::unexpected(Error{operation_, listener_.place(), "was cancelled", Status::kFailed});
+  if (!all_there())
+    return std::unexpected(
+        Error{operation_, listener_.place(), "not all streams of the migration came", Status::kFailed});
+  std::vector<std::unique_ptr<Call>> streams;
+  for (uint16_t number = 1; number <= count; ++number)
+    streams.push_back(std::move(streams_[number]));
+  return streams;
+}
+
+void Doorkeeper::hand_over_to(std::function<void(std::unique_ptr<Call>)> again) {
+  const std::lock_guard guard(again_mutex_);
+  again_ = std::move(again);
+}
+
+} // namespace stopvisor::migrate

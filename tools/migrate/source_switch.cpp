@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+// The hand-over as the source makes it: docs/adr/0024-hand-over.md. What is decided is decided by SourceSide; here
+// is what happens to it, and what is done about its answers.
+//
+// Everything happens in one callback under a stop. Others' callbacks (poke, a patch) wait for their own deadlines
+// meanwhile, so that nobody changes a guest that is elsewhere already, and nobody believes to have.
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "tools/migrate/source_parts.h"
+
+namespace stopvisor::migrate {
+namespace {
+
+using vmm::Error;
+using vmm::Status;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kLook{
+    100}; // how often it is looked whether the VM ends, or the job is cancelled
+constexpr std::chrono::seconds kDialEvery{1};
+constexpr std::chrono::seconds kLeastToGetReady{2}; // for the destination, from the guest's hold on
+
+// Where one can be called a second time.
+bool can_be_dialled_again(const Address& address) noexcept {
+  return address.kind == AddressKind::kUnix || address.kind == AddressKind::kTcp;
+}
+
+// Asked to stop as soon as the VM is to end: for what blocks under the stop that the VM's end waits for.
+class UntilEnd {
+public:
+  explicit UntilEnd(const vmm::Vm& vm)
+      : thread_([this, &vm](const std::stop_token& stop) {
+          std::mutex mutex;
+          std::condition_variable_any never;
+          std::unique_lock lock(mutex);
+          while (!stop.stop_requested() && vm.state() != vmm::VmState::kEnded)
+            (void)never.wait_for(lock, stop, kLook, [] { return false; });
+          source_.request_stop();
+        }) {}
+  [[nodiscard]] std::stop_token token() const noexcept { return source_.get_token(); }
+
+private:
+  std::stop_source source_;
+  std::jthread thread_;
+};
+
+} // namespace
+
+void Source::Switch::because(Error reason) {
+  if (reason_.reason.empty()) // the first reason is the one
+    reason_ = std::move(reason);
+}
+
+Source::Switch::Outcome Source::Switch::run() noexcept {
+  begin_ = Clock::now();
+  ready_by_ = begin_ + std::max<Clock::duration>(kLeastToGetReady, 10 * std::chrono::duration_cast<Clock::duration>(
+                                                                            source_.options_.max_downtime));
+  Error moving = source_.error("the VM is being migrated to " + source_.options_.to.text, Status::kBusy);
+  source_.around_.holds.close(std::move(moving));
+  if (auto sent = send_rest(); !sent) { // nothing was said of a hand-over: the guest is ours
+    because(std::move(sent.error()));
+    source_.around_.holds.open();
+    return source_.vm_.state() == vmm::VmState::kEnded ? Outcome::kEnded : Outcome::kHere;
+  }
+  const Outcome outcome = decide();
+  if (outcome == Outcome::kHere)
+    source_.around_.holds.open();
+  return outcome;
+}
+
+// The last pages and the state: after it the destination has everything.
+std::expected<void, Error> Source::Switch::send_rest() {
+  Connection& to = connection_;
+  if (auto taken = to.log->take(to.pages); !taken)
+    return taken;
+  const uint64_t pages = to.pages.count();
+  to.sender->begin(to.round, to.pages, true);
+  auto sections = source_.vm_.save_state(); // while they are sent
+  auto flushed = source_.vm_.flush_disks();
+  const auto sent = to.sender->finish();
+  if (!sent)
+    return std::unexpected(sent.error());
+  if (!sections)
+    return std::unexpected(std::move(sections.error()));
+  if (!flushed)
+    return flushed;
+  StateMessage message;
+  message.sections = *std::move(sections);
+  if (source_.around_.add_state)
+    source_.around_.add_state(message.sections);
+  message.held = std::ranges::any_of(source_.around_.holds.list(),
+                                     [](const vmm::Hold& hold) { return hold.kind == vmm::Hold::Kind::kPause; });
+  const auto add = [&](Call& call, uint16_t number) {
+    const FrameTally tally = call.voice().tally();
+    message.links.push_back({number, tally.frames, tally.digest});
+  };
+  add(*to.control, 0);
+  for (size_t stream = 0; stream < to.streams.size(); ++stream)
+    add(*to.streams[stream], static_cast<uint16_t>(stream + 1));
+  const auto bytes = encode(message);
+  if (!bytes)
+    return std::unexpected(bytes.error());
+  if (auto said = to.control->voice().say(FrameKind::kState, *bytes); !said) // it may have been heard all the same:
+    return said; // but nothing it can answer with gives it the guest before our commit
+  const std::lock_guard guard(source_.shared_->mutex);
+  SourceFigures& figures = source_.shared_->view.figures;
+  figures.rounds.push_back({to.round, pages, Clock::now() - begin_, 1.0});
+  ++figures.rounds_made;
+  return {};
+}
+
+Source::Switch::Outcome Source::Switch::decide() {
+  (void)SourceSide::begin(); // kPrepare: the state was that word
+  while (!outcome_) {
+    const auto until =
+        in(SourceSide::State::kWaits) ? std::min(Clock::now() + kLook, ready_by_) : Clock::now() + kLook;
+    if (auto event = source_.shared_->events.next(until))
+      hear(*std::move(event));
+    else
+      look_around();
+  }
+  return *outcome_;
+}
+
+// Nothing was heard for a moment.
+void Source::Switch::look_around() {
+  if (source_.vm_.state() == vmm::VmState::kEnded) {
+    // An ending by force is the operator's word, as a death is: before our commit nobody has the guest then; after
+    // it, whoever has it keeps it.
+    because(source_.error(in(SourceSide::State::kWaits)
+                              ? "the VM ended meanwhile"
+                              : "the VM was ended here while it was in doubt whether the destination runs it"));
+    if (in(SourceSide::State::kWaits))
+      act(side_.give_up());
+    outcome_ = Outcome::kEnded;
+    return;
+  }
+  if (source_.around_.stop.stop_requested() && !std::exchange(asked_to_give_up_, true)) {
+    because(source_.error("was cancelled"));
+    act(side_.give_up());
+  }
+  if (in(SourceSide::State::kWaits) && Clock::now() >= ready_by_) {
+    because(connection_.control->link().error("did not get ready in time; the guest goes on here"));
+    act(side_.give_up());
+  }
+  if (in(SourceSide::State::kDoubts) && Clock::now() >= dial_at_)
+    dial_again();
+}
+
+void Source::Switch::hear(SourceEvent event) {
+  if (event.word)
+    return obey(*event.word, event.other);
+  if (event.link != connection_.generation) // of a link that was given up
+    return;
+  if (event.heard.link)
+    return hear_frame(event.heard.frame);
+  because(event.heard.link.error());
+  act(side_.lose_link());
+}
+
+void Source::Switch::hear_frame(const Frame& frame) {
+  if (frame.kind == FrameKind::kRoundDone) // of the last round: the word that matters comes after it
+    return;
+  if (frame.kind == FrameKind::kRefusal) {
+    because(connection_.control->refused_by(frame));
+    if (in(SourceSide::State::kWaits))
+      act(side_.give_up());
+    return; // after our commit only its word counts
+  }
+  const auto word = frame.kind == FrameKind::kWord
+                        ? decode_word(source_.options_.operation, frame.payload)
+                        : std::unexpected(connection_.control->link().error("speaks out of turn"));
+  if (!word) {
+    because(word.error());
+    act(side_.lose_link());
+    return;
+  }
+  if (*word == Word::kPrepared && in(SourceSide::State::kWaits)) {
+    const std::lock_guard guard(source_.shared_->mutex);
+    source_.shared_->view.figures.until_ready = Clock::now() - begin_;
+  }
+  if (*word == Word::kAbandoned)
+    because(connection_.control->link().error("gave up before it ran the guest, which goes on here"));
+  act(side_.hear(*word));
+}
+
+void Source::Switch::obey(OperatorWord word, const std::optional<Address>& other) {
+  switch (word) {
+  case OperatorWord::kRunHere:
+  case OperatorWord::kDrop:
+    return act(side_.told(word == OperatorWord::kRunHere));
+  case OperatorWord::kAsk:
+  case OperatorWord::kTakeBack:
+    go_on_ = word == OperatorWord::kAsk;
+    if (other)
+      redial_ = *other;
+    dial_at_ = Clock::now();
+    return;
+  }
+}
+
+void Source::Switch::act(const Turn& turn) {
+  if (turn.run_guest)
+    go_on_here();
+  if (turn.drop_guest) {
+    {
+      const std::lock_guard guard(source_.shared_->mutex);
+      source_.shared_->view.figures.downtime = Clock::now() - begin_;
+      source_.shared_->view.figures.total = Clock::now() - source_.begin_;
+    }
+    const std::string where = source_.options_.to.text;
+    source_.vm_.write_to_console(source_.vm_.config().name + " goes on at " + where);
+    source_.vm_.request_end({vmm::EndKind::kMigrated, where}); // under the stop: not one instruction more
+    outcome_ = Outcome::kGone;
+  }
+  if (turn.say)
+    say(*turn.say);
+  if (in(SourceSide::State::kDoubts) && !in_doubt_)
+    enter_doubt();
+}
+
+void Source::Switch::say(Word word) {
+  if (word == Word::kCommit && !std::exchange(unlocked_, true))
+    source_.vm_.unlock_disks(); // or the destination could not take them
+  if (auto said = connection_.control->voice().say(FrameKind::kWord, encode(word)); !said && !outcome_) {
+    because(std::move(said.error()));
+    act(side_.lose_link());
+  }
+}
+
+// The guest is ours again. Its disks are not before they are locked: somebody may have taken them since.
+void Source::Switch::go_on_here() {
+  because(source_.error("the guest goes on here"));
+  bool told = false;
+  while (unlocked_) {
+    const auto locked = source_.vm_.lock_disks();
+    unlocked_ = !locked;
+    if (locked)
+      break;
+    if (source_.vm_.state() == vmm::VmState::kEnded) {
+      outcome_ = Outcome::kEnded;
+      return;
+    }
+    if (!std::exchange(told, true))
+      source_.around_.tell("the guest is to go on here, and cannot before its disks can be had: " +
+                           locked.error().message());
+    (void)source_.shared_->events.next(Clock::now() + kLook);
+  }
+  outcome_ = Outcome::kHere;
+}
+
+void Source::Switch::enter_doubt() {
+  in_doubt_ = true;
+  {
+    const std::lock_guard guard(source_.shared_->mutex);
+    source_.shared_->view.phase = SourcePhase::kDoubt;
+    source_.shared_->view.doubt = reason_.reason;
+  }
+  source_.around_.begin_phase("in doubt");
+  const bool dials = can_be_dialled_again(redial_);
+  dial_at_ = dials ? Clock::now() : Clock::time_point::max();
+  source_.around_.tell(
+      "it is in doubt whether " + redial_.text + " runs the guest (" + reason_.reason + "). It is held here" +
+      (dials ? ", and the destination is asked again each second" : "") +
+      ". Where the destination has ended and says that the guest never ran there, 'stopvisor migrate " +
+      source_.vm_.config().name + " --run-here' lets it go on here; where it runs there, '--drop' ends it here");
+}
+
+void Source::Switch::dial_again() {
+  dial_at_ = Clock::now() + kDialEvery;
+  Hello hello = connection_.control->hello();
+  hello.role = LinkRole::kAgain;
+  std::expected<std::unique_ptr<Call>, Error> call;
+  {
+    const UntilEnd end(source_.vm_);
+    call = Call::make(source_.options_.operation, redial_, source_.options_.insecure, hello, end.token());
+  }
+  if (!call) {
+    const std::lock_guard guard(source_.shared_->mutex);
+    source_.shared_->view.doubt = call.error().message();
+    return;
+  }
+  connection_.replace(*std::move(call));
+  in_doubt_ = false;
+  act(side_.dialled_again(go_on_));
+}
+
+} // namespace stopvisor::migrate
