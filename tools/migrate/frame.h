@@ -8,7 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <expected>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "tools/migrate/link.h"
@@ -38,14 +40,19 @@ inline constexpr size_t kMaxSmallPayload = 64 << 10; // of every other kind
 
 inline constexpr uint16_t kFlagZstd = 1; // of kPages: the data part is compressed
 
+// Of a kind that is none: 0, so that nothing can be read of it.
+[[nodiscard]] size_t max_payload(FrameKind kind) noexcept;
+// For people: "pages", "the state"; of a kind that is none, its number.
+[[nodiscard]] std::string name_of(FrameKind kind);
+
 struct Frame {
   FrameKind kind = FrameKind::kAlive;
   uint16_t flags = 0;
   std::vector<std::byte> payload;
 };
 
-// Both count what went through them, and keep a digest of it: of frame n over that of n-1 and the frame's own
-// checksum. Two ends of a link that agree on both have exchanged the same.
+// Both count what went through them, kAlive left out, and keep a digest of it: XXH3-64 of the digest before and the
+// frame's own checksum, 8 bytes each. Two ends of a link that agree on both have exchanged the same.
 struct FrameTally {
   uint64_t frames = 0;
   uint64_t bytes = 0; // headers included
@@ -55,8 +62,8 @@ struct FrameTally {
 class FrameWriter {
 public:
   explicit FrameWriter(Link& link) noexcept : link_(link) {}
-  // CONTEXT: one thread at a time. RETURNS: Link::write()'s errors. `parts` is the payload, cut in pieces that need
-  // not be copied together.
+  // `parts` is the payload, cut in pieces that need not be copied together. CONTEXT: one thread at a time. RETURNS:
+  // Link::write()'s errors; kFailed for more than this kind may have.
   [[nodiscard]] std::expected<void, vmm::Error> write(FrameKind kind, std::span<const std::byte> payload,
                                                       uint16_t flags = 0);
   [[nodiscard]] std::expected<void, vmm::Error>
@@ -67,20 +74,31 @@ public:
 private:
   Link& link_;
   FrameTally tally_;
+  uint64_t number_ = 0; // of the next frame, whatever its kind
+  std::vector<iovec> pieces_;
 };
 
 class FrameReader {
 public:
   explicit FrameReader(Link& link) noexcept : link_(link) {}
-  // The next frame that is not kAlive, into `frame`, whose payload's room is used again. CONTEXT: one thread at a
-  // time; blocks. RETURNS: Link::read()'s errors; kFailed where it is no frame of ours: "does not speak our
-  // protocol", a kind, flag or length that cannot be, a checksum that is wrong (with the frame's number).
+  // The next frame that is not kAlive, into `frame`, whose payload's room is used again. The first one of a link is
+  // a kHello, kWelcome or kRefusal, and all of it comes within one patience, whatever trickles. CONTEXT: one thread
+  // at a time; blocks. RETURNS: Link::read()'s errors; kFailed where it is no frame of ours: "does not speak our
+  // protocol", a kind, flag or length that cannot be, a checksum that is wrong (with the frame's number). The same
+  // from then on.
   [[nodiscard]] std::expected<void, vmm::Error> read(Frame& frame);
-  [[nodiscard]] const FrameTally& tally() const noexcept { return tally_; } // of what was read, kAlive left out
+  [[nodiscard]] const FrameTally& tally() const noexcept { return tally_; } // of what was read
 
 private:
+  [[nodiscard]] std::expected<void, vmm::Error> read_one(Frame& frame);
+  [[nodiscard]] std::expected<void, vmm::Error> read_payload(std::vector<std::byte>& payload, size_t length,
+                                                             Link::Reading how);
+  [[nodiscard]] std::unexpected<vmm::Error> wrong(const std::string& reason) const;
+
   Link& link_;
   FrameTally tally_;
+  uint64_t number_ = 0; // of the next frame, whatever its kind
+  std::optional<vmm::Error> error_;
 };
 
 } // namespace stopvisor::migrate

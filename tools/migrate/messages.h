@@ -51,23 +51,31 @@ struct Hello {
   uint16_t number = 0; // of a stream, from 1
   std::string vm;      // its name, 255 bytes at most, printable
   std::string program; // "stopvisor 0.1.0", for people
+
+  friend bool operator==(const Hello&, const Hello&) = default;
 };
 
 struct Welcome {
   uint16_t version = kProtocolVersion;
   uint64_t features = 0; // taken
-  std::string program;
+  std::string program;   // for people
+
+  friend bool operator==(const Welcome&, const Welcome&) = default;
 };
 
-struct MemoryRegion {
+struct MemoryRegion { // regions rise, and do not touch: a run of pages is within one
   uint64_t gpa = 0;
   uint64_t bytes = 0;
+
+  friend bool operator==(const MemoryRegion&, const MemoryRegion&) = default;
 };
 
 struct DiskFacts {
   uint64_t bytes = 0;
   bool read_only = false;
-  std::string path; // at the source
+  std::string path; // at the source, for people
+
+  friend bool operator==(const DiskFacts&, const DiskFacts&) = default;
 };
 
 struct MachineFacts {
@@ -76,29 +84,48 @@ struct MachineFacts {
   std::vector<MemoryRegion> memory;
   std::vector<DiskFacts> disks;
   std::vector<vmm::StateSection> requirements; // Vm::save_requirements()
+
+  friend bool operator==(const MachineFacts&, const MachineFacts&) = default;
 };
 
 struct RoundMark { // kRoundEnd and kRoundDone
   uint32_t round = 0;
   uint64_t pages = 0; // of this round, on this link (end), on all (done)
+
+  friend bool operator==(const RoundMark&, const RoundMark&) = default;
 };
 
+// The source's tally of a link (FrameWriter) once the last round's kRoundEnd is in it: the destination's
+// (FrameReader), as it was when it had read that, is the same or something is missing.
 struct LinkDigest {
   uint16_t number = 0; // 0: the control link
-  uint64_t frames = 0; // kPages and kRoundEnd up to the last round's end
+  uint64_t frames = 0;
   uint64_t digest = 0;
+
+  friend bool operator==(const LinkDigest&, const LinkDigest&) = default;
 };
 
-struct StateMessage { // Word::kPrepare
-  bool held = false;  // somebody had paused it: it is not to run at the destination either
-  std::vector<LinkDigest> links;
+struct StateMessage {                      // Word::kPrepare
+  bool held = false;                       // somebody had paused it: it is not to run at the destination either
+  std::vector<LinkDigest> links;           // each link that carries pages, by rising numbers from 0
   std::vector<vmm::StateSection> sections; // with the patch ledger
+
+  friend bool operator==(const StateMessage&, const StateMessage&) = default;
 };
+
+inline constexpr size_t kMaxText = 255;      // of a name
+inline constexpr size_t kMaxLongText = 4095; // of a path, a reason
+inline constexpr size_t kMaxLinks = 16;
+inline constexpr size_t kMaxRegions = 64;
+inline constexpr size_t kMaxDisks = 64;
+inline constexpr size_t kMaxSections = 65536;
+inline constexpr uint64_t kMaxGpa = 1ULL << 52; // where the addresses of the architecture end
 
 using Bytes = std::vector<std::byte>;
 template <class Message>
 using Decoded = std::expected<Message, vmm::Error>;
 
+// Texts are cut to their bound, and what is not printable in them becomes '?'.
 [[nodiscard]] Bytes encode(const Hello& message);
 [[nodiscard]] Bytes encode(const Welcome& message);
 [[nodiscard]] Bytes encode(const vmm::Error& refusal);
@@ -108,6 +135,7 @@ using Decoded = std::expected<Message, vmm::Error>;
 [[nodiscard]] std::expected<Bytes, vmm::Error> encode(const MachineFacts& message);
 [[nodiscard]] std::expected<Bytes, vmm::Error> encode(const StateMessage& message);
 
+// CONTEXT, of all: any thread; do not block. Texts for people are made printable, whatever they hold.
 [[nodiscard]] Decoded<Hello> decode_hello(std::string_view operation, std::span<const std::byte> payload);
 [[nodiscard]] Decoded<Welcome> decode_welcome(std::string_view operation, std::span<const std::byte> payload);
 // What the other side says of itself; texts are cut to a line, and made printable.
@@ -115,6 +143,7 @@ using Decoded = std::expected<Message, vmm::Error>;
 [[nodiscard]] Decoded<MachineFacts> decode_machine(std::string_view operation, std::span<const std::byte> payload);
 [[nodiscard]] Decoded<RoundMark> decode_round(std::string_view operation, std::span<const std::byte> payload);
 [[nodiscard]] Decoded<StateMessage> decode_state(std::string_view operation, std::span<const std::byte> payload);
+// Any but kPrepare, which comes with the state.
 [[nodiscard]] Decoded<Word> decode_word(std::string_view operation, std::span<const std::byte> payload);
 
 // What both sides settle on. RETURNS: kRefused, naming versions or the feature that is missing.

@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <expected>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -22,7 +21,8 @@
 namespace stopvisor::migrate {
 
 inline constexpr size_t kPageBytes = 4096;
-inline constexpr size_t kBatchPages = 256; // at most, zeros not counted
+inline constexpr size_t kBatchPages = 256; // whole ones in a batch, at most
+inline constexpr size_t kBatchRuns = 1024; // at most
 
 // What was sent of each page last, as a keyed 128-bit hash (XXH3 with a secret of this migration, which a guest
 // cannot know): a page that was written with what was there is not sent again. CONTEXT: different pages from
@@ -31,8 +31,18 @@ class SentPages {
 public:
   explicit SentPages(uint64_t pages); // of all memory; nothing was sent
   ~SentPages();
-  // Whether `content` is what was sent of page `number` last; notes it otherwise.
+  // Whether `content` is what was sent of page `number` last; notes it otherwise. A number that there is not is
+  // never unchanged.
   [[nodiscard]] bool unchanged(uint64_t number, std::span<const std::byte, kPageBytes> content) noexcept;
+  // The same, of what was computed already: the hash of a content, that of a page of zeros.
+  struct Hash {
+    uint64_t low = 0; // odd: so it is never the hash of nothing, which is 0
+    uint64_t high = 0;
+    friend bool operator==(const Hash&, const Hash&) = default;
+  };
+  [[nodiscard]] Hash hash_of(std::span<const std::byte, kPageBytes> content) const noexcept;
+  [[nodiscard]] const Hash& hash_of_zeros() const noexcept;
+  [[nodiscard]] bool unchanged(uint64_t number, const Hash& hash) noexcept;
 
 private:
   struct Parts;
@@ -51,11 +61,13 @@ struct BatchFigures {
 // Fills a batch and makes its payload. One for each thread that sends.
 class BatchWriter {
 public:
-  // `level`: of zstd, 0: not compressed. `sent` may be null, and outlives the writer.
-  BatchWriter(SentPages* sent, int level);
+  // `level`: of zstd, 1 to 19, 0: not compressed. `sent` may be null, and outlives the writer. `features`: what
+  // both sides know (messages.h): pages of zeros, and copies, are whole pages where the other does not.
+  BatchWriter(SentPages* sent, int level, uint64_t features = ~uint64_t{0});
   ~BatchWriter();
 
-  // Takes one page in. `number` is its number in `sent`. RETURNS: false where the batch is full: finish() it first.
+  // Takes one page in, which the guest may write to meanwhile; a page is not taken in twice. `number` is its number
+  // in `sent`. RETURNS: false where the batch is full, and nothing was noted: finish() it first.
   [[nodiscard]] bool add(vmm::Gpa gpa, uint64_t number, const std::byte* page);
   [[nodiscard]] bool empty() const noexcept;
 
@@ -64,7 +76,8 @@ public:
     uint16_t flags = 0;                              // for the frame
     uint64_t pages = 0;                              // that the receiver will put in place
   };
-  // What to send; the batch is empty after it. RETURNS: kFailed where zstd fails.
+  // What to send; the batch is empty after it, and so is the payload of an empty one. RETURNS: kFailed where zstd
+  // fails.
   [[nodiscard]] std::expected<Payload, vmm::Error> finish();
   [[nodiscard]] const BatchFigures& figures() const noexcept;
 
@@ -77,7 +90,8 @@ private:
 class PageTarget {
 public:
   virtual ~PageTarget() = default;
-  // Host memory of [gpa, gpa + pages * 4096), to be written; empty where it is not all guest memory.
+  // Host memory of [gpa, gpa + pages * 4096), which will be written, if at all, before apply() returns; empty where
+  // it is not all guest memory, or not of one region. Asked of each run before anything is put in place.
   [[nodiscard]] virtual std::span<std::byte> pages(vmm::Gpa gpa, uint64_t pages) noexcept = 0;
   // These pages are zeros; false where they are not all guest memory.
   [[nodiscard]] virtual bool zero(vmm::Gpa gpa, uint64_t pages) noexcept = 0;
@@ -86,10 +100,12 @@ public:
 // Takes batches apart. One for each thread that receives.
 class BatchReader {
 public:
-  BatchReader();
+  // `features`: what both sides know; a batch with anything else is refused.
+  explicit BatchReader(uint64_t features = ~uint64_t{0});
   ~BatchReader();
-  // Checks all of a payload that may be anything, then puts its pages in place. RETURNS: how many; kRefused for the
-  // first thing that is wrong, naming it (nothing of this batch was put in place then).
+  // Checks all of a payload that may be anything, then puts its pages in place. CONTEXT: nobody else writes to
+  // these pages. RETURNS: how many; kRefused for the first thing that is wrong, naming it (nothing of this batch
+  // was put in place then).
   [[nodiscard]] std::expected<uint64_t, vmm::Error> apply(std::string_view operation, uint16_t flags,
                                                           std::span<const std::byte> payload, PageTarget& target);
 
