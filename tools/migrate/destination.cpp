@@ -17,6 +17,7 @@ using vmm::Status;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kLook{100};
+constexpr std::chrono::seconds kAnswersFor{10};
 constexpr uint16_t kMostStreams = 16;
 
 } // namespace
@@ -215,6 +216,7 @@ std::expected<void, Error> Destination::await_decision(vmm::Vm& vm, const Destin
     }
   }
   enter(DestinationPhase::kGaveUp);
+  answer_for_a_while();
   Error why = reason_.value_or(error("the source took the guest back"));
   why.reason += "; the guest never ran here";
   return std::unexpected(std::move(why));
@@ -222,14 +224,9 @@ std::expected<void, Error> Destination::await_decision(vmm::Vm& vm, const Destin
 
 void Destination::hear(Event event, vmm::Vm& vm, const DestinationSteps& steps) {
   if (event.start_here)
-    return act(side_.told_to_start(), vm, steps);
-  if (event.again) { // what comes by the older link is not read any more
-    ear_.reset();
-    control_ = std::move(event.again);
-    ++generation_;
-    listen();
-    return;
-  }
+    return start_as_told(vm, steps);
+  if (event.again)
+    return take_again(std::move(event.again));
   if (event.link != generation_)
     return;
   if (!event.heard.link) {
@@ -245,6 +242,16 @@ void Destination::hear(Event event, vmm::Vm& vm, const DestinationSteps& steps) 
     return act(side_.lose_link(), vm, steps);
   }
   hear_word(*word, vm, steps);
+}
+
+// An operator's word is as good as the source's commit, and needs the disks as well.
+void Destination::start_as_told(vmm::Vm& vm, const DestinationSteps& steps) {
+  if (side_.state() != DestinationSide::State::kOrphaned)
+    return;
+  if (auto locked = vm.lock_disks(); !locked)
+    return options_.tell("the guest cannot be started here before its disks can be had: " +
+                         locked.error().message());
+  act(side_.told_to_start(), vm, steps);
 }
 
 // A commit gives us the guest; we take it only if we can have its disks.
@@ -266,9 +273,11 @@ void Destination::act(const Turn& turn, vmm::Vm& vm, const DestinationSteps& ste
     steps.let_go(held_);
     enter(DestinationPhase::kRunning);
   }
-  if (turn.say)
-    if (auto said = control_->voice().say(FrameKind::kWord, encode(*turn.say)); !said && !turn.drop_guest)
+  if (turn.say) {
+    told_ = control_->voice().say(FrameKind::kWord, encode(*turn.say)).has_value();
+    if (!told_ && !turn.drop_guest)
       act(side_.lose_link(), vm, steps);
+  }
   if (turn.drop_guest)
     vm.request_end({vmm::EndKind::kRequested, ""});
   if (side_.state() == DestinationSide::State::kOrphaned && view().phase != DestinationPhase::kOrphaned) {
@@ -289,25 +298,51 @@ std::expected<void, Error> Destination::start_here() {
   return {};
 }
 
-// A source that did not hear our word asks again; it is given the same answer for as long as the VM runs.
+// What a source that did not hear our word is told: the same as before. RETURNS: whether it hung up.
+bool Destination::answer(Event event) {
+  if (event.start_here)
+    return false;
+  if (event.again) {
+    take_again(std::move(event.again));
+    return false;
+  }
+  if (event.link != generation_)
+    return false;
+  if (!event.heard.link)
+    return true;
+  const auto word = event.heard.frame.kind == FrameKind::kWord
+                        ? decode_word(options_.operation, event.heard.frame.payload)
+                        : std::unexpected(Error{});
+  if (word)
+    if (const Turn turn = side_.hear(*word); turn.say) // lost: it asks once more
+      told_ = control_->voice().say(FrameKind::kWord, encode(*turn.say)).has_value();
+  return false;
+}
+
+// A source that did not hear that the guest runs here asks again, for as long as it does.
 void Destination::answer_from_now_on() {
   answering_ = std::jthread([this](const std::stop_token& stop) {
-    while (!stop.stop_requested()) {
-      auto event = events_.next(Clock::now() + kLook);
-      if (!event || event->start_here)
-        continue;
-      if (event->again) {
-        ear_.reset();
-        control_ = std::move(event->again);
-        ++generation_;
-        listen();
-      } else if (event->link == generation_ && event->heard.link && event->heard.frame.kind == FrameKind::kWord) {
-        if (const auto word = decode_word(options_.operation, event->heard.frame.payload))
-          if (const Turn turn = side_.hear(*word); turn.say)
-            (void)control_->voice().say(FrameKind::kWord, encode(*turn.say));
-      }
-    }
+    while (!stop.stop_requested())
+      if (auto event = events_.next(Clock::now() + kLook))
+        (void)answer(*std::move(event));
   });
+}
+
+// The guest will never run here. A source that has heard so hangs up; one that is in doubt and can be reached calls
+// within a second or two, and what it would hear from nobody any more, it would have to ask its operator.
+void Destination::answer_for_a_while() {
+  const auto until = Clock::now() + kAnswersFor;
+  for (bool hung_up = false; Clock::now() < until && !(hung_up && told_);)
+    if (auto event = events_.next(Clock::now() + kLook))
+      hung_up = answer(*std::move(event));
+}
+
+void Destination::take_again(std::unique_ptr<Call> call) {
+  told_ = false;
+  ear_.reset(); // what comes by the older link is not read any more
+  control_ = std::move(call);
+  ++generation_;
+  listen();
 }
 
 } // namespace stopvisor::migrate

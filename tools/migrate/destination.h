@@ -104,7 +104,11 @@ private:
   void act(const Turn& turn, vmm::Vm& vm, const DestinationSteps& steps);
   void enter(DestinationPhase phase);
   void listen();
+  void take_again(std::unique_ptr<Call> call);
+  void start_as_told(vmm::Vm& vm, const DestinationSteps& steps);
+  [[nodiscard]] bool answer(Event event);
   void answer_from_now_on();
+  void answer_for_a_while();
   [[nodiscard]] vmm::Error error(std::string reason, vmm::Status status = vmm::Status::kFailed) const;
 
   Doorkeeper& doorkeeper_;
@@ -120,6 +124,7 @@ private:
   uint64_t generation_ = 0;
   std::unique_ptr<Ear> ear_;
   std::optional<vmm::Error> reason_;
+  bool told_ = false; // our last word was written to the link that is there
   std::chrono::steady_clock::time_point keep_until_{};
 
   mutable std::mutex mutex_; // a leaf

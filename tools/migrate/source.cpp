@@ -195,7 +195,8 @@ std::expected<void, Error> Source::connect(Connection& connection) {
   if (!bytes)
     return std::unexpected(bytes.error());
   Hello hello{.features = kOurFeatures,
-              .required_features = kFeatureZeroRuns | kFeatureCopies | (options_.compress ? uint64_t{kFeatureZstd} : 0),
+              .required_features =
+                  kFeatureZeroRuns | kFeatureCopies | (options_.compress ? uint64_t{kFeatureZstd} : 0),
               .id = id_,
               .role = LinkRole::kControl,
               .number = 0,

@@ -213,6 +213,21 @@ std::string devices_text(const Json& status) {
   return text;
 }
 
+// Of a VM whose guest has not arrived.
+std::string incoming_text(const Json& status) {
+  const Json& incoming = status.at("incoming");
+  std::string text = fmt::format("{}: incoming, {}\n  socket     {}\n  process    {}\n  waits at   {}\n",
+                                 status.at("name").get<std::string>(), incoming.at("phase").get<std::string>(),
+                                 status.at("socket").get<std::string>(), status.at("pid").dump(),
+                                 incoming.at("place").get<std::string>());
+  if (incoming.at("source").is_string())
+    text +=
+        fmt::format("  source     {}, {}\n  migration  {}\n  received   {}\n", incoming.at("vm").get<std::string>(),
+                    incoming.at("source").get<std::string>(), incoming.at("id").get<std::string>(),
+                    human_size(incoming.at("done_bytes").get<uint64_t>()));
+  return text;
+}
+
 // CONTEXT: throws where the answer is not that of our own server.
 std::string status_text(const Json& status) {
   const Json& kernel = status.at("kernel");
@@ -290,13 +305,14 @@ public:
     try {
       Json status = Json::parse(*answer);
       status["socket"] = client->socket_path();
-      if (!no_stop_)
+      const bool incoming = status.contains("incoming");
+      if (!no_stop_ && !incoming)
         if (auto added = add_registers(status, *client, *timeout, symbols_); !added)
           return std::unexpected(added.error());
       if (json)
         print_vm_document(vm_, status.dump());
       else
-        print_text(status_text(status));
+        print_text(incoming ? incoming_text(status) : status_text(status));
     } catch (const Json::exception&) {
       return std::unexpected(strange_answer("status", vm_));
     }
