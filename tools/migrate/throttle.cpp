@@ -36,7 +36,7 @@ Throttle::Figures Throttle::figures() const noexcept {
 void Throttle::run(const std::stop_token& stop) {
   vmm::make_this_thread_urgent(); // or the guest is held for as long as it takes to get a processor
   std::unique_lock lock(mutex_);
-  while (changed_.wait(lock, stop, [this] { return figures_.fraction > 0; })) {
+  while (changed_.wait(lock, stop, [this] { return figures_.fraction > 0; }) && !stop.stop_requested()) {
     const auto hold = std::chrono::duration_cast<Clock::duration>(kPeriod * figures_.fraction);
     lock.unlock();
     const bool held = vm_.stops().acquire_hold({.deadline = Clock::now() + kWithin}).has_value();
