@@ -28,6 +28,16 @@ private:
   const bool was_urgent_;
 };
 
+// The other way round: in a stop and until the guest is let go, nobody else's turn for this processor makes it
+// wait.
+class UrgentForAWhile {
+public:
+  UrgentForAWhile() noexcept { make_this_thread_urgent(); }
+  ~UrgentForAWhile() { make_this_thread_ordinary(); }
+  UrgentForAWhile(const UrgentForAWhile&) = delete;
+  UrgentForAWhile& operator=(const UrgentForAWhile&) = delete;
+};
+
 // Whether this process may lift threads so, as stops do with whoever is late. CONTEXT: any thread; it is lifted and
 // lowered again.
 [[nodiscard]] bool may_lift_threads() noexcept;

@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "vmm/urgent_thread.h"
+
 namespace stopvisor::migrate {
 
 using vmm::Error;
@@ -84,6 +86,7 @@ Error Call::refused_by(const Frame& refusal) const {
 
 Ear::Ear(Call& call, std::function<void(Heard)> hear)
     : call_(call), thread_([this, hear = std::move(hear)] {
+        vmm::make_this_thread_urgent(); // few words, for which a held guest waits
         for (;;) {
           Heard heard;
           heard.link = call_.reader().read(heard.frame);

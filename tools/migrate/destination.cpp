@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 #include <utility>
 
 #include "tools/migrate/page_receiver.h"
@@ -134,9 +135,9 @@ std::expected<void, Error> Destination::check(const MachineFacts& facts, const v
 }
 
 std::expected<void, Error> Destination::receive(vmm::Vm& vm, const DestinationSteps& steps) {
-  if (auto loaded = load(vm, steps); !loaded) {
-    const Turn turn = side_.give_up(); // before it was ready: the source has the guest, whatever it hears of us
-    (void)turn;
+  std::optional<vmm::UrgentForAWhile> urgent; // from the moment on in which the guest waits for us
+  if (auto loaded = load(vm, steps, urgent); !loaded) {
+    std::ignore = side_.give_up(); // before it was ready: the source has the guest, whatever it hears of us
     enter(DestinationPhase::kGaveUp);
     refuse(loaded.error());
     return loaded;
@@ -144,7 +145,8 @@ std::expected<void, Error> Destination::receive(vmm::Vm& vm, const DestinationSt
   return await_decision(vm, steps);
 }
 
-std::expected<void, Error> Destination::load(vmm::Vm& vm, const DestinationSteps& steps) {
+std::expected<void, Error> Destination::load(vmm::Vm& vm, const DestinationSteps& steps,
+                                             std::optional<vmm::UrgentForAWhile>& urgent) {
   if (auto fits = check(facts_, vm); !fits)
     return fits;
   const std::stop_callback cut(options_.stop, [this] { control_->link().cut(); });
@@ -160,6 +162,7 @@ std::expected<void, Error> Destination::load(vmm::Vm& vm, const DestinationSteps
     return std::unexpected(options_.stop.stop_requested() ? error("was cancelled") : frame.error());
   if (frame->kind != FrameKind::kState)
     return std::unexpected(control_->link().error("gave up: the guest stays there"));
+  urgent.emplace();
   const auto state = decode_state(options_.operation, frame->payload);
   if (!state)
     return std::unexpected(state.error());

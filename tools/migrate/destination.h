@@ -30,6 +30,7 @@
 #include "vmm/error.h"
 #include "vmm/progress.h"
 #include "vmm/restore_choices.h"
+#include "vmm/urgent_thread.h"
 #include "vmm/vm.h"
 
 namespace stopvisor::migrate {
@@ -95,7 +96,8 @@ private:
   };
   [[nodiscard]] std::expected<vmm::VmConfig, vmm::Error> config_of(const MachineFacts& facts) const;
   [[nodiscard]] std::expected<void, vmm::Error> check(const MachineFacts& facts, const vmm::Vm& vm) const;
-  [[nodiscard]] std::expected<void, vmm::Error> load(vmm::Vm& vm, const DestinationSteps& steps);
+  [[nodiscard]] std::expected<void, vmm::Error> load(vmm::Vm& vm, const DestinationSteps& steps,
+                                                     std::optional<vmm::UrgentForAWhile>& urgent);
   [[nodiscard]] std::expected<void, vmm::Error> get_ready(vmm::Vm& vm, const DestinationSteps& steps,
                                                           const StateMessage& state);
   [[nodiscard]] std::expected<void, vmm::Error> await_decision(vmm::Vm& vm, const DestinationSteps& steps);

@@ -66,14 +66,6 @@ private:
   const bool entered_;
 };
 
-class Urgent {
-public:
-  Urgent() noexcept { vmm::make_this_thread_urgent(); }
-  ~Urgent() { vmm::make_this_thread_ordinary(); }
-  Urgent(const Urgent&) = delete;
-  Urgent& operator=(const Urgent&) = delete;
-};
-
 std::string in_numbers(double pages_per_second) {
   return std::to_string(static_cast<uint64_t>(pages_per_second * kPageBytes / (1 << 20))) + " MiB/s";
 }
@@ -364,7 +356,7 @@ std::expected<void, Error> Source::hand_over(Connection& connection) {
   Switch the_switch(*this, connection);
   Switch::Outcome outcome = Switch::Outcome::kHere;
   const auto stopped = [&] {
-    const Urgent urgent; // nobody else's turn for this processor makes the guest wait
+    const vmm::UrgentForAWhile urgent;
     return vm_.stops().run(
         [&](stopper::StopContext&) {
           outcome = the_switch.run();

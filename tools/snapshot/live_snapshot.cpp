@@ -15,15 +15,6 @@ namespace {
 using vmm::Error;
 using HoldClock = std::chrono::steady_clock;
 
-// In the stop and until the guest is let go, nobody else's turn for this processor makes the guest wait.
-class Urgent {
-public:
-  Urgent() noexcept { vmm::make_this_thread_urgent(); }
-  ~Urgent() { vmm::make_this_thread_ordinary(); }
-  Urgent(const Urgent&) = delete;
-  Urgent& operator=(const Urgent&) = delete;
-};
-
 // The stop's own account, where it is still the last one: of a guest that was held by others as well there is none
 // yet, and only what we added to that counts.
 std::chrono::nanoseconds held_for(vmm::Vm& vm, uint64_t stop, std::chrono::nanoseconds in_callback) {
@@ -65,7 +56,7 @@ std::expected<LiveCreated, Error> create_live(vmm::Vm& vm, const std::string& di
   std::expected<void, Error> frozen;
   std::chrono::nanoseconds in_callback{0};
   const auto stopped = [&] {
-    const Urgent urgent;
+    const vmm::UrgentForAWhile urgent;
     return vm.stops().run(
         [&](stopper::StopContext&) {
           const auto begin = HoldClock::now();
