@@ -168,12 +168,19 @@ std::expected<void, vmm::Error> FrameReader::read_payload(std::vector<std::byte>
 }
 
 std::expected<void, vmm::Error> FrameReader::read_one(Frame& frame) {
-  Link::Reading how;
-  if (number_ == 0)
-    how.until = Link::Clock::now() + link_.patience();
   HeaderBytes raw;
-  if (auto begun = link_.read(raw, how); !begun)
-    return begun;
+  std::span<std::byte> rest(raw);
+  Link::Reading how;
+  if (number_ == 0) { // patience for a stranger's first byte, and once more for all that follows
+    if (auto begun = link_.read(rest.first(1)); !begun)
+      return begun;
+    if (raw.front() != std::byte(kMagic & 0xff)) // whoever says less than a header is answered as well
+      return wrong("does not begin as one");
+    rest = rest.subspan(1);
+    how = {.goes_on = true, .until = Link::Clock::now() + link_.patience()};
+  }
+  if (auto header = link_.read(rest, how); !header)
+    return header;
   Header header;
   std::memcpy(&header, raw.data(), sizeof header);
   const auto kind = static_cast<FrameKind>(header.kind);

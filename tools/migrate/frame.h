@@ -82,7 +82,7 @@ class FrameReader {
 public:
   explicit FrameReader(Link& link) noexcept : link_(link) {}
   // The next frame that is not kAlive, into `frame`, whose payload's room is used again. The first one of a link is
-  // a kHello, kWelcome or kRefusal, and all of it comes within one patience, whatever trickles. CONTEXT: one thread
+  // a kHello, kWelcome or kRefusal, and all of it comes within patience of its first byte. CONTEXT: one thread
   // at a time; blocks. RETURNS: Link::read()'s errors; kFailed where it is no frame of ours: "does not speak our
   // protocol", a kind, flag or length that cannot be, a checksum that is wrong (with the frame's number). The same
   // from then on.
