@@ -44,10 +44,10 @@ sigset_t ending_signals() {
 
 // A thread that turns the first ending signal into the VM's end, or into that of what is done before there is one,
 // and a second one, where that end does not come, into the process's. A thread, because what ends a VM is no work
-// for a signal handler.
+// for a signal handler. That end has no destructors: it takes `disks` with it.
 class EndingSignals {
 public:
-  EndingSignals() {
+  explicit EndingSignals(snapshot::PlacedDisks& disks) : disks_(disks) {
     const sigset_t set = ending_signals();
     ::pthread_sigmask(SIG_BLOCK, &set, nullptr); // before any thread, which inherits it
     ::signal(SIGPIPE, SIG_IGN);                  // a client that is gone is an error value
@@ -107,6 +107,7 @@ private:
         return;
     } while (std::chrono::steady_clock::now() < patience);
     vmm::RawTerminal::give_back();
+    disks_.remove();
     ::_exit(128 + second); // what hangs is not waited for: no destructors
   }
   // Either end_of() comes first and we see its VM, or it sees that somebody asked.
@@ -129,6 +130,7 @@ private:
     return int(info.ssi_signo);
   }
 
+  snapshot::PlacedDisks& disks_;
   vmm::UniqueFd signals_;
   vmm::UniqueFd stop_;
   std::atomic<int> taken_{0};
@@ -139,23 +141,25 @@ private:
 };
 
 // A page of the guest's memory cannot be had, and somebody waits for it where nobody can get him out: no
-// destructors. CONTEXT: any thread.
-[[noreturn]] void end_process(vmm::ControlPlace& place, Error error) {
+// destructors. A guest that has not run yet needs no disks. CONTEXT: any thread.
+[[noreturn]] void end_process(vmm::ControlPlace& place, snapshot::PlacedDisks& disks, Error error) {
   error.status = vmm::Status::kFailed;
   (void)print_error(error, "run", false);
   vmm::RawTerminal::give_back();
   place.release();
+  disks.remove();
   ::_exit(int(error.status));
 }
 
 // A job that ends by itself when the guest has all of its memory.
-void bring_in_memory(vmm::Vm& vm, vmm::Api& api, const std::string& directory, vmm::ControlPlace& place) {
+void bring_in_memory(vmm::Vm& vm, vmm::Api& api, const std::string& directory, vmm::ControlPlace& place,
+                     snapshot::PlacedDisks& disks) {
   const vmm::Peer us{.pid = ::getpid(), .uid = ::getuid()};
-  const auto work = [&vm, &place](vmm::JobHandle& job) -> std::expected<std::string, Error> {
+  const auto work = [&vm, &place, &disks](vmm::JobHandle& job) -> std::expected<std::string, Error> {
     job.begin_phase("bringing in memory");
     auto done = vm.absent_memory()->bring_all(job.stop(), &job.progress());
     if (!done && !job.stop().stop_requested())
-      end_process(place, done.error()); // the guest would come to it sooner or later
+      end_process(place, disks, done.error()); // the guest would come to it sooner or later
     if (!done)
       return std::unexpected(std::move(done.error()));
     return std::string("{}");
@@ -188,7 +192,8 @@ std::expected<VmProcessEnd, Error> end_of_restoration(const std::string& name, E
 
 std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::Restoration* restoration,
                                           const std::function<void(const vmm::ControlPlace&)>& ready) {
-  EndingSignals signals;
+  snapshot::PlacedDisks disks; // until the guest has them
+  EndingSignals signals(disks);
   if (auto watching = signals.watching(); !watching)
     return std::unexpected(watching.error());
   auto place = config.name.empty() ? vmm::ControlPlace::claim_generated() : vmm::ControlPlace::claim(config.name);
@@ -198,19 +203,15 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::
     return std::unexpected(place.error());
   }
   config.name = place->name();
-  snapshot::PlacedDisks disks; // until the guest has them
-  if (restoration != nullptr) {
-    auto placed = restoration->place_disks(signals.asked());
-    if (!placed)
+  if (restoration != nullptr)
+    if (auto placed = restoration->place_disks(disks, signals.asked()); !placed)
       return end_of_restoration(place->name(), signals, placed.error());
-    disks = *std::move(placed);
-  }
   auto vm = vmm::Vm::create(std::move(config));
   if (!vm)
     return std::unexpected(vm.error());
   if (restoration != nullptr)
     if (auto done = restoration->into(
-            **vm, [&place](const Error& error) { end_process(*place, error); }, signals.asked());
+            **vm, [&place, &disks](const Error& error) { end_process(*place, disks, error); }, signals.asked());
         !done)
       return end_of_restoration(place->name(), signals, done.error());
   (*vm)->tell_events_to([name = place->name()](const std::string& event) { spdlog::info("{}: {}", name, event); });
@@ -239,7 +240,7 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::
     return end_of_failed(**vm, signals, server.error());
   }
   if (restoration != nullptr && restoration->options().prefault)
-    bring_in_memory(**vm, api, restoration->options().directory, *place);
+    bring_in_memory(**vm, api, restoration->options().directory, *place, disks);
   ready(*place);
   if (!vmm::may_lift_threads())
     spdlog::warn("{}: this process may not raise its threads' priority (CAP_SYS_NICE, or RLIMIT_RTPRIO of 1): with "
