@@ -60,8 +60,8 @@ std::expected<void, Error> Vm::Parts::restore_devices(StateSections& from) {
   return {};
 }
 
-// Who waits for a page inside KVM cannot be told that it is bad: so it is asked for first. CONTEXT: before KVM is given
-// `values`.
+// Who waits for a page inside KVM cannot be told that it is bad: so it is asked for first. CONTEXT: before KVM is
+// given `values`.
 std::expected<void, Error> Vm::Parts::bring_places_of_kvm(const VcpuValues& values) {
   if (!absent)
     return {};
