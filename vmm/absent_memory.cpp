@@ -17,6 +17,9 @@ namespace stopvisor::vmm {
 namespace {
 
 constexpr size_t kMostAtOnce = 16;
+// Each makes two mappings more, of which a process has 65,530 (vm.max_map_count), for all it does: threads, files
+// and memory of its own.
+constexpr size_t kMostIslands = 8192;
 
 } // namespace
 
@@ -25,7 +28,7 @@ AbsentMemory::AbsentMemory(std::span<std::byte> memory, std::unique_ptr<MemoryOr
     : memory_(memory), origin_(std::move(origin)), options_(std::move(options)), userfault_(std::move(userfault)),
       wake_(std::move(wake)),
       states_((memory.size() + options_.block_bytes - 1) / options_.block_bytes, State::kAbsent),
-      absent_(states_.size()) {}
+      released_(states_.size()), absent_(states_.size()) {}
 
 std::expected<std::unique_ptr<AbsentMemory>, Error>
 AbsentMemory::begin(std::span<std::byte> memory, std::unique_ptr<MemoryOrigin> origin, AbsentOptions options) {
@@ -124,8 +127,7 @@ std::expected<void, Error> AbsentMemory::bring_block(size_t number, Buffer& buff
 std::expected<void, Error> AbsentMemory::fetch(size_t number, Buffer& buffer, const std::byte* first) {
   const std::span<std::byte> to = block(number);
   const uint64_t offset = number * options_.block_bytes;
-  // Where the kernel does not watch any more it gives zeros by itself, in huge pages if it likes.
-  if (origin_->is_zero(offset, to.size()) && userfault_.release(to) == 0)
+  if (origin_->is_zero(offset, to.size()) && put_zeros(number))
     return {};
   buffer.resize(options_.block_bytes);
   const std::span<std::byte> content = std::span(buffer).first(to.size());
@@ -135,6 +137,28 @@ std::expected<void, Error> AbsentMemory::fetch(size_t number, Buffer& buffer, co
   if (const int refused = place(to, content.data(), first))
     return std::unexpected(error(std::string("cannot put pages in place: ") + std::strerror(refused)));
   return {};
+}
+
+// Where the kernel does not watch any more it gives zeros by itself, in huge pages if it likes.
+bool AbsentMemory::put_zeros(size_t number) {
+  const bool release = [&] {
+    const std::lock_guard guard(lock_);
+    return claim_release(number);
+  }();
+  if (release && userfault_.release(block(number)) == 0)
+    return true;
+  return userfault_.fill_with_zeros(block(number)) == 0;
+}
+
+bool AbsentMemory::claim_release(size_t number) {
+  const bool before = number > 0 && released_[number - 1];
+  const bool after = number + 1 < released_.size() && released_[number + 1];
+  const size_t islands = islands_ + 1 - (before ? 1 : 0) - (after ? 1 : 0);
+  if (islands > kMostIslands)
+    return false;
+  islands_ = islands;
+  released_[number] = true;
+  return true;
 }
 
 // RETURNS: 0 or an errno value.

@@ -87,6 +87,8 @@ private:
   // Where `first` is given its page comes before all others.
   [[nodiscard]] std::expected<void, Error> bring_block(size_t number, Buffer& buffer, const std::byte* first);
   [[nodiscard]] std::expected<void, Error> fetch(size_t number, Buffer& buffer, const std::byte* first);
+  [[nodiscard]] bool put_zeros(size_t number);
+  [[nodiscard]] bool claim_release(size_t number); // under lock_
   [[nodiscard]] int place(std::span<std::byte> block, const std::byte* content,
                           const std::byte* first) const noexcept;
   void end_watch() noexcept; // under lock_, nothing busy
@@ -105,8 +107,10 @@ private:
 
   mutable std::mutex lock_; // a leaf, but for system calls that wait for nobody
   std::condition_variable changed_;
-  std::vector<State> states_; // this and the following under lock_
-  size_t absent_;             // kAbsent, kBusy and kBad
+  std::vector<State> states_;  // this and the following under lock_
+  std::vector<bool> released_; // blocks of zeros that the kernel does not watch any more
+  size_t islands_ = 0;         // of them, that lie together
+  size_t absent_;              // kAbsent, kBusy and kBad
   size_t busy_ = 0;
   uint64_t touched_ = 0;
   bool over_ = false;

@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
+#include <cstring>
 
 namespace stopvisor::vmm {
 namespace {
@@ -58,6 +60,30 @@ void send_kick(pid_t tid) noexcept {
   // ESRCH: it has ended. EAGAIN: the queue of real-time signals is full (RLIMIT_SIGPENDING), which means that the
   // thread has kicks pending already, or that the stopper kicks again a little later.
   (void)::syscall(SYS_tgkill, ::getpid(), tid, kick_signal());
+}
+
+KickAtTheDoor::KickAtTheDoor() noexcept {
+  const sigset_t set = only_kick();
+  ::pthread_sigmask(SIG_BLOCK, &set, &before_);
+  if (::syscall(SYS_tgkill, ::getpid(), ::gettid(), kick_signal()) != 0)
+    error_ = errno;
+}
+
+// Real-time signals are counted: one of several that are pending is as good as another.
+KickAtTheDoor::~KickAtTheDoor() {
+  const sigset_t set = only_kick();
+  const timespec at_once{};
+  if (error_ == 0)
+    while (::sigtimedwait(&set, nullptr, &at_once) < 0 && errno == EINTR) {
+    }
+  ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+}
+
+KickAtTheDoor::Mask KickAtTheDoor::others() noexcept {
+  const uint64_t set = ~(uint64_t{1} << (kick_signal() - 1)); // the kernel's, of 64 signals
+  Mask mask{sizeof(set)};
+  std::memcpy(&mask[1], &set, sizeof(set));
+  return mask;
 }
 
 } // namespace stopvisor::vmm

@@ -44,18 +44,23 @@ struct KvmCount {
   uint32_t count;
 };
 using KvmMsrIndices = KvmList<KvmCount, uint32_t>;
+// struct kvm_signal_mask, followed by a kernel's set of signals. KVM API, 4.17.
+struct KvmLength {
+  uint32_t bytes;
+};
 // struct kvm_xsave without the array that may follow. KVM API, 4.42, 4.43, 4.134.
 struct KvmXsave {
   uint32_t region[1024];
 };
 static_assert(sizeof(KvmXsave) == 4096);
-static_assert(sizeof(KvmCountAndPad) == 8 && sizeof(KvmCount) == 4);
+static_assert(sizeof(KvmCountAndPad) == 8 && sizeof(KvmCount) == 4 && sizeof(KvmLength) == 4);
 static_assert(sizeof(kvm_cpuid_entry2) == 40 && sizeof(kvm_msr_entry) == 16);
 
 inline constexpr unsigned long kKvmGetMsrIndexList = _IOWR(KVMIO, 0x02, KvmCount);
 inline constexpr unsigned long kKvmGetSupportedCpuid = _IOWR(KVMIO, 0x05, KvmCountAndPad);
 inline constexpr unsigned long kKvmGetMsrs = _IOWR(KVMIO, 0x88, KvmCountAndPad);
 inline constexpr unsigned long kKvmSetMsrs = _IOW(KVMIO, 0x89, KvmCountAndPad);
+inline constexpr unsigned long kKvmSetSignalMask = _IOW(KVMIO, 0x8b, KvmLength);
 inline constexpr unsigned long kKvmGetXsave = _IOR(KVMIO, 0xa4, KvmXsave);
 inline constexpr unsigned long kKvmSetXsave = _IOW(KVMIO, 0xa5, KvmXsave);
 inline constexpr unsigned long kKvmGetXsave2 = _IOR(KVMIO, 0xcf, KvmXsave);

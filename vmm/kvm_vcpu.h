@@ -38,10 +38,11 @@ public:
   [[nodiscard]] int fd() const noexcept { return fd_.get(); }
   [[nodiscard]] kvm_run& run() const noexcept { return *run_; }
 
-  // The byte that makes KVM_RUN return at once. CONTEXT: the vCPU's own thread and its signal handler only.
+  // The byte that makes KVM_RUN return at once. CONTEXT: the vCPU's own thread and its signal handler only; under a
+  // stop anybody may clear it.
   void set_immediate_exit(bool on) const noexcept;
   // KVM_RUN. `note_registers`: they are noted as it returns, where KVM can do that.
-  // RETURNS: 0 where run() tells an exit, else the errno. CONTEXT: the vCPU's own thread.
+  // RETURNS: 0 where run() tells an exit, else the errno. CONTEXT: the vCPU's own thread, or under a stop.
   [[nodiscard]] int enter(bool note_registers = false) const noexcept;
   // Notes the registers by asking KVM, unless they are noted. A failure is for who reads them to find. CONTEXT: the
   // vCPU's own thread, or under a stop.

@@ -11,22 +11,13 @@
 #include "vmm/state/vcpu_access.h"
 #include "vmm/state/vcpu_msrs.h"
 #include "vmm/tsc.h"
+#include "vmm/vcpu_wake.h"
 
 namespace stopvisor::vmm {
 namespace {
 
 Error ioctl_failed(const char* name) {
   return system_error("vCPU state", name, errno);
-}
-
-constexpr uint32_t kMsrAsyncPf = 0x4b56'4d02; // MSR_KVM_ASYNC_PF_EN (kernel, Documentation/virt/kvm/x86/msr.rst)
-
-// Whether the MSR has that value now.
-bool is_msr(int fd, const kvm_msr_entry& wanted) {
-  KvmMsrs list(1);
-  list.entries()[0].index = wanted.index;
-  list.head()->count = 1;
-  return ::ioctl(fd, kKvmGetMsrs, list.head()) == 1 && list.entries()[0].data == wanted.data;
 }
 
 } // namespace
@@ -47,20 +38,12 @@ std::expected<VcpuState, Error> VcpuState::save(const KvmVcpu& vcpu, const KvmSy
 }
 
 // A read-only MSR, or one that KVM gives but does not take back, keeps its value: one it cannot have changed.
-//
-// A vCPU that touches a page which takes a while (a live snapshot's, one that is not restored yet, one that the
-// host has swapped out) is halted by KVM until the page is there, and nobody can see that from outside. The MSR of
-// asynchronous page faults, when it is set to 0, even where it is 0 already, makes KVM forget whom it has to wake
-// (kvm_clear_async_pf_completion_queue()): such a vCPU would never run again. So it is left alone where it is as it
-// was.
 std::expected<void, Error> VcpuState::restore_msrs(int fd) const {
-  std::vector<kvm_msr_entry> msrs = values_.msrs;
-  std::erase_if(msrs, [fd](const kvm_msr_entry& msr) { return msr.index == kMsrAsyncPf && is_msr(fd, msr); });
-  KvmMsrs list(msrs.size());
+  KvmMsrs list(values_.msrs.size());
   size_t done = 0;
-  while (done < msrs.size()) {
-    const size_t left = msrs.size() - done;
-    std::copy(msrs.begin() + static_cast<ptrdiff_t>(done), msrs.end(), list.entries().begin());
+  while (done < values_.msrs.size()) {
+    const size_t left = values_.msrs.size() - done;
+    std::copy(values_.msrs.begin() + static_cast<ptrdiff_t>(done), values_.msrs.end(), list.entries().begin());
     list.head()->count = static_cast<uint32_t>(left);
     const int set = ::ioctl(fd, kKvmSetMsrs, list.head()); // how many, up to the first that was refused
     if (set < 0)
@@ -75,6 +58,8 @@ std::expected<void, Error> VcpuState::restore_msrs(int fd) const {
 // after all that can wake a vCPU.
 std::expected<void, Error> VcpuState::restore(const KvmVcpu& vcpu) const {
   const int fd = vcpu.fd();
+  if (auto done = wake_vcpu(vcpu); !done)
+    return done;
   vcpu.forget_noted();
   // KVM takes INIT and SIPI that are on their way when it is asked for the state (kvm_apic_accept_events()); left
   // there, they would start a vCPU that is to wait for those of the guest to come.

@@ -17,7 +17,7 @@ class VcpuState {
 public:
   // Copies the state of `vcpu`. CONTEXT: the vCPU does not run. RETURNS: kFailed, naming the ioctl.
   [[nodiscard]] static std::expected<VcpuState, Error> save(const KvmVcpu& vcpu, const KvmSystem& system);
-  // Puts it back, the TSC excepted: time goes on over a reset. CONTEXT and RETURNS as save().
+  // Puts it back, the TSC excepted: time goes on over a reset. CONTEXT and RETURNS as wake_vcpu().
   [[nodiscard]] std::expected<void, Error> restore(const KvmVcpu& vcpu) const;
 
   // The MSRs that make up the state of this vCPU: state_msrs_of().

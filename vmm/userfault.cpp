@@ -103,6 +103,20 @@ int Userfault::fill(std::span<std::byte> memory, const std::byte* from) const no
   return 0;
 }
 
+int Userfault::fill_with_zeros(std::span<std::byte> memory) const noexcept {
+  uffdio_zeropage order{.range = range_of(memory), .mode = 0, .zeropage = 0};
+  while (::ioctl(fd_.get(), UFFDIO_ZEROPAGE, &order) != 0) {
+    if (errno != EAGAIN && errno != EINTR) // as in fill()
+      return errno;
+    if (order.zeropage > 0) {
+      order.range.start += static_cast<uint64_t>(order.zeropage);
+      order.range.len -= static_cast<uint64_t>(order.zeropage);
+    }
+    order.zeropage = 0;
+  }
+  return 0;
+}
+
 int Userfault::release(std::span<std::byte> memory) const noexcept {
   uffdio_range range = range_of(memory);
   return ::ioctl(fd_.get(), UFFDIO_UNREGISTER, &range) == 0 ? 0 : errno;

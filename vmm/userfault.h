@@ -37,7 +37,12 @@ public:
   // Gives pages that are not there this content, at once for whoever looks, and wakes who waits for one. `from` has
   // as many bytes.
   [[nodiscard]] int fill(std::span<std::byte> memory, const std::byte* from) const noexcept;
+  // The same with zeros, which take no memory until they are written (of a memfd they do). Not of huge pages:
+  // EINVAL.
+  [[nodiscard]] int fill_with_zeros(std::span<std::byte> memory) const noexcept;
   // The end of watch_absent() for a part: its pages are the kernel's to make, of zeros. Wakes who waits for one.
+  // Takes one of the mappings that a process may have (vm.max_map_count), or two: the part is none with its
+  // neighbours.
   [[nodiscard]] int release(std::span<std::byte> memory) const noexcept;
   // The end of watch() or watch_absent(), and of all protection. Does nothing where it is not watched.
   void unwatch(std::span<std::byte> memory) const noexcept;

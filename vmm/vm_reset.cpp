@@ -32,10 +32,6 @@ std::expected<void, Error> Vm::Parts::reset() {
   auto files = BootFiles::read(config);
   if (!files)
     return std::unexpected(files.error());
-  // A vCPU that writes to a protected page is halted by KVM until it may go on. Kicked at that moment, it keeps a
-  // request to halt over the reset (KVM_REQ_APF_HALT), and who would end that halt is forgotten with INIT: it would
-  // never run again. So before anybody is kicked there is no protected page any more.
-  freeze_place.fail("the guest reset itself meanwhile");
   std::expected<void, Error> result;
   auto stop = stops.run([&](stopper::StopContext&) {
     result = reset_held(*files);
@@ -47,8 +43,13 @@ std::expected<void, Error> Vm::Parts::reset() {
 }
 
 // CONTEXT: under a stop. Interrupt controllers before local APICs: an interrupt on its way between them ends in a
-// local APIC that is reset after it. vCPUs before memory: some of their MSRs let KVM write to it.
+// local APIC that is reset after it. vCPUs before memory: some of their MSRs let KVM write to it. Who keeps pages
+// from others lets them go before vCPUs: KVM waits for what it does there for them. A live snapshot would not learn
+// that clearing takes away protection and contents alike.
 std::expected<void, Error> Vm::Parts::reset_held(const BootFiles& files) {
+  freeze_place.fail("the guest reset itself meanwhile");
+  if (absent)
+    absent->forget();
   ports.reset_devices();
   mmio.reset_devices();
   if (auto done = kvm.reset(); !done)
@@ -58,10 +59,6 @@ std::expected<void, Error> Vm::Parts::reset_held(const BootFiles& files) {
   for (uint32_t cpu = 0; cpu < present; ++cpu)
     if (auto done = vcpus[cpu].initial.restore(vcpus[cpu].thread.vcpu()); !done)
       return done;
-  // Clearing takes away protection and contents alike: a live snapshot would not learn of either.
-  freeze_place.fail("the guest reset itself meanwhile");
-  if (absent)
-    absent->forget();
   auto cleared = memory.clear();
   freeze_place.fail("the guest reset itself meanwhile"); // one that has begun since then
   if (!cleared)

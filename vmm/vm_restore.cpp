@@ -8,8 +8,10 @@
 #include <string>
 #include <utility>
 
+#include "vmm/absent_memory.h"
 #include "vmm/acpi/platform.h"
 #include "vmm/state/cpu_features.h"
+#include "vmm/state/kvm_places.h"
 #include "vmm/state/machine_match.h"
 #include "vmm/state/sections.h"
 #include "vmm/state/vcpu_access.h"
@@ -58,6 +60,20 @@ std::expected<void, Error> Vm::Parts::restore_devices(StateSections& from) {
   return {};
 }
 
+// Who waits for a page inside KVM cannot be told that it is bad: so it is asked for first. CONTEXT: before KVM is
+// given `values`.
+std::expected<void, Error> Vm::Parts::bring_places_of_kvm(const VcpuValues& values) {
+  if (!absent)
+    return {};
+  const std::byte* const origin = memory.slots().front().host; // one mapping, see there
+  for (const KvmPlace& place : kvm_places_of(values))
+    for (const uint64_t gpa : {place.begin.value, place.begin.value + place.bytes - 1})
+      if (const auto at = memory.range(Gpa{gpa}, 1); !at.empty())
+        if (auto done = absent->bring(static_cast<uint64_t>(at.data() - origin)); !done)
+          return done;
+  return {};
+}
+
 // CONTEXT: interrupt controllers are restored.
 std::expected<void, Error> Vm::Parts::restore_vcpus(StateSections& from, WallClockPage& wall_clock) {
   std::vector<VcpuValues> all;
@@ -67,6 +83,8 @@ std::expected<void, Error> Vm::Parts::restore_vcpus(StateSections& from, WallClo
       return std::unexpected(values.error());
     if (auto fits = check_cpu_features(values->cpuid, vcpus[cpu].initial.cpuid()); !fits)
       return fits;
+    if (auto done = bring_places_of_kvm(*values); !done)
+      return done;
     bool online = false;
     if (auto done = from.take(StateKind::kVcpuActivity, kStateVersion, cpu,
                               [&](StateReader& in) { online = in.get_flag(); });

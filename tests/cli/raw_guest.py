@@ -65,6 +65,11 @@ def poke(address, value):
     return b"\xc7\x05" + struct.pack("<II", address, value)  # movl $value, address
 
 
+def write_msr(number, value):
+    """A model-specific register of 64 bits, its upper half 0."""
+    return b"\xb9" + struct.pack("<I", number) + b"\xb8" + struct.pack("<I", value) + b"\x31\xd2\x0f\x30"  # wrmsr
+
+
 DISK_DATA, DISK_USED = 0x204000, 0x202000  # where the next two have what they write, and the queue's used ring
 
 

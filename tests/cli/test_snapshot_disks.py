@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import struct
+import unittest
 
 import raw_guest
 import vm_case
@@ -176,6 +177,37 @@ class Disks(VmCase):
     def test_an_option_without_its_verb_is_named(self):
         self.assertIn("goes with --restore", self.refused(2, "run", "--disks-as-they-are"))
         self.assertIn("are for 'snapshot create'", self.refused(2, "snapshot", "verify", "x", "--disks"))
+
+
+@unittest.skipUnless(vm_case.may_watch_memory(), "userfaultfd cannot be used")
+class PlacesOfKvm(VmCase):
+    """A guest's memory that KVM itself uses: who waits for it in there cannot be told that it is bad."""
+
+    PLACES = {0x4b564d00: 0x300000, 0x4b564d01: 0x400001, 0x4b564d02: 0x500001, 0x4b564d03: 0x600001, 0x4b564d04: 0x700001}
+
+    def test_one_that_is_bad_is_refused_before_the_guest_runs_and_nothing_is_left(self):
+        place, image, new = (os.path.join(self.runtime, name) for name in ("snapshot", "disk", "new"))
+        with open(image, "wb") as stream:
+            stream.truncate(MIB)
+        code = b"".join(raw_guest.poke((at & ~1) + 2048, 1) + raw_guest.write_msr(msr, at) for msr, at in self.PLACES.items())
+        self.start_raw(code + raw_guest.say(b"up") + raw_guest.loop(b""), "--disk", image, "--memory", "8M")
+        self.eventually(lambda: self.good("console", "vm1", "--log") == "up", "its start")
+        self.good("snapshot", "create", "vm1", place, "--disks")
+        words = ("run", "--restore", place, "--name", "vm2", "--verify", "touch", "--disk", "0=" + new, "--detach")
+        before = sorted(os.listdir(self.runtime))
+        for at in self.PLACES.values():
+            with open(os.path.join(place, "memory.raw"), "r+b") as stream:
+                for value in (b"\x02", b"\x01"):
+                    stream.seek((at & ~1) + 2048)
+                    stream.write(value)
+                    stream.flush()
+                    if value == b"\x02":
+                        self.assertEqual(f"stopvisor: run: restore: {place}/memory.raw: extent {at // MIB} is not what its checksum says",
+                                         self.refused(3, *words))
+                        self.assertEqual(sorted(os.listdir(self.runtime)), before)
+        self.good(*words)
+        self.pids.append(self.status("vm2")["pid"])
+        self.assertTrue(os.path.exists(new))
 
 
 if __name__ == "__main__":

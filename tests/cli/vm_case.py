@@ -154,7 +154,8 @@ class VmCase(CommandCase):
         """The same with a guest of tests/cli/raw_guest.py."""
         path = raw_guest.kernel(code)
         self.addCleanup(os.unlink, path)
-        return self.start("--kernel", path, "--memory", "4M", *options, **more)
+        memory = () if "--memory" in options else ("--memory", "4M")
+        return self.start("--kernel", path, *memory, *options, **more)
 
     def foreground(self, *options, name="vm1", **popen):
         """Starts a VM as a child of ours and waits until it answers."""

@@ -6,9 +6,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <semaphore>
 #include <thread>
 
@@ -218,6 +221,43 @@ TEST_P(Absent, WhoAsksForABadBlockIsToldAndTheOthersAreGood) {
   EXPECT_FALSE(absent_->bring_all({}).has_value());
   EXPECT_EQ(word(kBlock), word_at(kBlock));
   EXPECT_FALSE(absent_->over());
+}
+
+// A page of zeros, one of something, and so on, more of them than a process may have mappings.
+class Striped final : public MemoryOrigin {
+public:
+  [[nodiscard]] bool is_zero(uint64_t offset, uint64_t /*bytes*/) const override {
+    return offset / kPageBytes % 2 == 0;
+  }
+  [[nodiscard]] std::expected<void, Error> read(uint64_t offset, std::span<std::byte> to) const override {
+    std::ranges::fill(to, is_zero(offset, 1) ? std::byte(0) : std::byte(1));
+    return {};
+  }
+};
+
+size_t mappings() {
+  std::ifstream file("/proc/self/maps");
+  return static_cast<size_t>(std::count(std::istreambuf_iterator<char>(file), {}, '\n'));
+}
+
+TEST_P(Absent, MemoryOfManyRunsOfZerosLeavesMappingsForOthers) {
+  if (GetParam() == MemoryBacking::kHugetlb)
+    GTEST_SKIP() << "of huge pages there are not so many";
+  constexpr uint64_t kPages = 140'000;
+  const auto memory = GuestMemory::create(kPages * kPageBytes, GetParam());
+  ASSERT_TRUE(memory.has_value()) << memory.error().message();
+  const std::span<std::byte> all = memory->range(Gpa{0}, memory->size_bytes());
+  options_.block_bytes = kPageBytes;
+  const size_t before = mappings();
+  auto absent = AbsentMemory::begin(all, std::make_unique<Striped>(), options_);
+  ASSERT_TRUE(absent.has_value()) << absent.error().message();
+  for (uint64_t page = 0; page < kPages; page += 2)
+    ASSERT_TRUE((*absent)->bring(page * kPageBytes).has_value()) << page;
+  EXPECT_LE(mappings() - before, 17'000U);
+  for (uint64_t page = kPages - 1000; page < kPages; ++page)
+    ASSERT_EQ(all[page * kPageBytes], std::byte(page % 2)) << page;
+  (*absent)->forget();
+  EXPECT_LE(mappings() - before, 10U);
 }
 
 // In a process of its own: it ends, with all who wait.

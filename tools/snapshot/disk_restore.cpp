@@ -58,9 +58,21 @@ std::expected<void, vmm::Error> place(std::string_view operation, const Snapshot
 
 } // namespace
 
-PlacedDisks::~PlacedDisks() {
+void PlacedDisks::add(std::string path) {
+  const std::scoped_lock guard(lock_);
+  paths_.push_back(std::move(path));
+}
+
+void PlacedDisks::keep() noexcept {
+  const std::scoped_lock guard(lock_);
+  paths_.clear();
+}
+
+void PlacedDisks::remove() noexcept {
+  const std::scoped_lock guard(lock_);
   for (const std::string& path : paths_)
     (void)::unlink(path.c_str());
+  paths_.clear();
 }
 
 std::expected<void, vmm::Error> choose_disks(std::string_view operation, const Snapshot& snapshot,
@@ -100,18 +112,18 @@ std::expected<void, vmm::Error> choose_disks(std::string_view operation, const S
   return {};
 }
 
-std::expected<PlacedDisks, vmm::Error> place_disks(std::string_view operation, const Snapshot& snapshot,
-                                                   const DiskChoices& choices, const std::stop_token& stop) {
-  PlacedDisks placed;
+std::expected<void, vmm::Error> place_disks(std::string_view operation, const Snapshot& snapshot,
+                                            const DiskChoices& choices, PlacedDisks& placed,
+                                            const std::stop_token& stop) {
   const std::vector<Disk>& disks = snapshot.manifest().disks;
   for (const auto& [number, path] : choices.places) {
     if (number >= disks.size() || !disks[number].index)
       continue;
     if (auto done = place(operation, snapshot, number, path, stop); !done)
-      return std::unexpected(std::move(done.error()));
+      return done;
     placed.add(path);
   }
-  return placed;
+  return {};
 }
 
 std::expected<void, vmm::Error> check_disks(std::string_view operation, const Snapshot& snapshot,

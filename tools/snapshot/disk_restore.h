@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <expected>
 #include <map>
+#include <mutex>
 #include <stop_token>
 #include <string>
 #include <string_view>
@@ -25,20 +26,20 @@ struct DiskChoices {
 };
 
 // Files that were made for a guest that does not run yet: removed when this goes, unless the guest has them.
+// CONTEXT: any threads, as whoever ends the process without destructors does remove() first.
 class PlacedDisks {
 public:
   PlacedDisks() = default;
-  ~PlacedDisks();
-  PlacedDisks(PlacedDisks&& other) noexcept : paths_(std::move(other.paths_)) { other.paths_.clear(); }
-  PlacedDisks& operator=(PlacedDisks&& other) noexcept {
-    paths_.swap(other.paths_);
-    return *this;
-  }
+  ~PlacedDisks() { remove(); }
+  PlacedDisks(const PlacedDisks&) = delete;
+  PlacedDisks& operator=(const PlacedDisks&) = delete;
 
-  void add(std::string path) { paths_.push_back(std::move(path)); }
-  void keep() noexcept { paths_.clear(); } // the guest has them
+  void add(std::string path);
+  void keep() noexcept; // the guest has them
+  void remove() noexcept;
 
 private:
+  std::mutex lock_; // a leaf, but for system calls that wait for nobody
   std::vector<std::string> paths_;
 };
 
@@ -49,12 +50,11 @@ private:
                                                            const DiskChoices& choices, vmm::VmConfig& config);
 // Makes a copy of each image that is in the snapshot at its place, every byte of it checked there. The snapshot's
 // files are only read. CONTEXT: after choose_disks(); blocks. RETURNS: kRefused where something is there already,
-// or an image is not what it was; kFailed where the file system refuses, or where it "was cancelled". Nothing was
-// made then.
-[[nodiscard]] std::expected<PlacedDisks, vmm::Error> place_disks(std::string_view operation,
-                                                                 const Snapshot& snapshot,
-                                                                 const DiskChoices& choices,
-                                                                 const std::stop_token& stop = {});
+// or an image is not what it was; kFailed where the file system refuses, or where it "was cancelled". What was made
+// is in `placed`, also then.
+[[nodiscard]] std::expected<void, vmm::Error> place_disks(std::string_view operation, const Snapshot& snapshot,
+                                                          const DiskChoices& choices, PlacedDisks& placed,
+                                                          const std::stop_token& stop = {});
 // Whether the images that stayed where they were have not been written since. CONTEXT: `vm` has opened and locked
 // them. RETURNS: kRefused, naming the image.
 [[nodiscard]] std::expected<void, vmm::Error> check_disks(std::string_view operation, const Snapshot& snapshot,

@@ -67,8 +67,8 @@ std::expected<Restoration, vmm::Error> Restoration::open(const RestoreOptions& o
   return Restoration(std::move(kept), *std::move(chain), *std::move(config));
 }
 
-std::expected<PlacedDisks, vmm::Error> Restoration::place_disks(const std::stop_token& stop) const {
-  return snapshot::place_disks(kOperation, chain_.newest(), options_->disks, stop);
+std::expected<void, vmm::Error> Restoration::place_disks(PlacedDisks& placed, const std::stop_token& stop) const {
+  return snapshot::place_disks(kOperation, chain_.newest(), options_->disks, placed, stop);
 }
 
 std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed,
@@ -85,7 +85,7 @@ std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm, std::function<voi
   if (auto done = put_memory(vm, std::move(failed), stop); !done)
     return done;
   auto done = vm.restore_state(chain_.newest().state(), {.wall_clock = options_->wall_clock});
-  if (!done)
+  if (!done && !done.error().object.starts_with(options_->directory)) // of a file of it
     done.error().object = options_->directory + (done.error().object.empty() ? "" : ": " + done.error().object);
   return done;
 }

@@ -46,7 +46,8 @@ public:
   [[nodiscard]] std::span<const vmm::StateSection> state() const noexcept { return chain_.newest().state(); }
   // Makes the images that are in the snapshot. CONTEXT: before a Vm is created from config(). RETURNS: as
   // place_disks() has it.
-  [[nodiscard]] std::expected<PlacedDisks, vmm::Error> place_disks(const std::stop_token& stop = {}) const;
+  [[nodiscard]] std::expected<void, vmm::Error> place_disks(PlacedDisks& placed,
+                                                            const std::stop_token& stop = {}) const;
   // Disks are checked; memory, as the options have it; then the state. CONTEXT: once, before vm.start(); blocks.
   // `vm` was created from config(), perhaps with another name, serial port and start, and goes before this object.
   // `failed`: AbsentOptions::failed, for extents that are checked later. RETURNS: errors of the chain and of

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <utility>
 
 #include "vmm/terminal.h"
 
@@ -31,7 +32,7 @@ sigset_t ending_signals() {
 
 } // namespace
 
-EndingSignals::EndingSignals() {
+EndingSignals::EndingSignals(std::function<void()> last_act) : last_act_(std::move(last_act)) {
   const sigset_t set = ending_signals();
   ::pthread_sigmask(SIG_BLOCK, &set, nullptr); // before any thread, which inherits it
   ::signal(SIGPIPE, SIG_IGN);                  // a client that is gone is an error value
@@ -81,6 +82,8 @@ void EndingSignals::serve() noexcept {
       return;
   } while (std::chrono::steady_clock::now() < patience);
   vmm::RawTerminal::give_back();
+  if (last_act_)
+    last_act_();
   ::_exit(128 + second); // what hangs is not waited for: no destructors
 }
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <expected>
+#include <functional>
 #include <mutex>
 #include <stop_token>
 #include <thread>
@@ -19,7 +20,8 @@ namespace stopvisor::tools {
 // for a signal handler. CONTEXT: one a process, made by its only thread; the signals stay blocked after it.
 class EndingSignals {
 public:
-  EndingSignals();
+  // That last end has no destructors: `last_act`, which must not block, is called before it.
+  explicit EndingSignals(std::function<void()> last_act = {});
   ~EndingSignals() { stop(); }
   EndingSignals(const EndingSignals&) = delete;
   EndingSignals& operator=(const EndingSignals&) = delete;
@@ -41,6 +43,7 @@ private:
   void take(int signal) noexcept;
   int wait_for_one(int limit_ms) noexcept;
 
+  const std::function<void()> last_act_;
   vmm::UniqueFd signals_;
   vmm::UniqueFd stop_;
   std::atomic<int> taken_{0};

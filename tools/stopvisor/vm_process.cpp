@@ -23,23 +23,25 @@ namespace {
 using vmm::Error;
 
 // A page of the guest's memory cannot be had, and somebody waits for it where nobody can get him out: no
-// destructors. CONTEXT: any thread.
-[[noreturn]] void end_process(vmm::ControlPlace& place, Error error) {
+// destructors. A guest that has not run yet needs no disks. CONTEXT: any thread.
+[[noreturn]] void end_process(vmm::ControlPlace& place, snapshot::PlacedDisks& disks, Error error) {
   error.status = vmm::Status::kFailed;
   (void)print_error(error, "run", false);
   vmm::RawTerminal::give_back();
   place.release();
+  disks.remove();
   ::_exit(int(error.status));
 }
 
 // A job that ends by itself when the guest has all of its memory.
-void bring_in_memory(vmm::Vm& vm, vmm::Api& api, const std::string& directory, vmm::ControlPlace& place) {
+void bring_in_memory(vmm::Vm& vm, vmm::Api& api, const std::string& directory, vmm::ControlPlace& place,
+                     snapshot::PlacedDisks& disks) {
   const vmm::Peer us{.pid = ::getpid(), .uid = ::getuid()};
-  const auto work = [&vm, &place](vmm::JobHandle& job) -> std::expected<std::string, Error> {
+  const auto work = [&vm, &place, &disks](vmm::JobHandle& job) -> std::expected<std::string, Error> {
     job.begin_phase("bringing in memory");
     auto done = vm.absent_memory()->bring_all(job.stop(), &job.progress());
     if (!done && !job.stop().stop_requested())
-      end_process(place, done.error()); // the guest would come to it sooner or later
+      end_process(place, disks, done.error()); // the guest would come to it sooner or later
     if (!done)
       return std::unexpected(std::move(done.error()));
     return std::string("{}");
@@ -72,7 +74,8 @@ std::expected<VmProcessEnd, Error> end_of_restoration(const std::string& name, E
 
 std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::Restoration* restoration,
                                           const std::function<void(const vmm::ControlPlace&)>& ready) {
-  EndingSignals signals;
+  snapshot::PlacedDisks disks; // until the guest has them
+  EndingSignals signals([&disks] { disks.remove(); });
   if (auto watching = signals.watching(); !watching)
     return std::unexpected(watching.error());
   auto place = config.name.empty() ? vmm::ControlPlace::claim_generated() : vmm::ControlPlace::claim(config.name);
@@ -82,19 +85,15 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::
     return std::unexpected(place.error());
   }
   config.name = place->name();
-  snapshot::PlacedDisks disks; // until the guest has them
-  if (restoration != nullptr) {
-    auto placed = restoration->place_disks(signals.asked());
-    if (!placed)
+  if (restoration != nullptr)
+    if (auto placed = restoration->place_disks(disks, signals.asked()); !placed)
       return end_of_restoration(place->name(), signals, placed.error());
-    disks = *std::move(placed);
-  }
   auto vm = vmm::Vm::create(std::move(config));
   if (!vm)
     return std::unexpected(vm.error());
   if (restoration != nullptr)
     if (auto done = restoration->into(
-            **vm, [&place](const Error& error) { end_process(*place, error); }, signals.asked());
+            **vm, [&place, &disks](const Error& error) { end_process(*place, disks, error); }, signals.asked());
         !done)
       return end_of_restoration(place->name(), signals, done.error());
   (*vm)->tell_events_to([name = place->name()](const std::string& event) { spdlog::info("{}: {}", name, event); });
@@ -115,7 +114,7 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::
     return end_of_failed(**vm, signals, server.error());
   }
   if (restoration != nullptr && restoration->options().prefault)
-    bring_in_memory(**vm, services.api(), restoration->options().directory, *place);
+    bring_in_memory(**vm, services.api(), restoration->options().directory, *place, disks);
   ready(*place);
   if (!vmm::may_lift_threads())
     spdlog::warn("{}: this process may not raise its threads' priority (CAP_SYS_NICE, or RLIMIT_RTPRIO of 1): with "

@@ -54,11 +54,12 @@ protected:
     if (const auto good = chain->verify({}); !good)
       return good.error().message();
     std::filesystem::remove(path("out"));
-    auto placed = place_disks("restore", chain->newest(), {.places = {{1, path("out")}}});
-    if (!placed)
-      return placed.error().message();
-    placed->keep();
-    return {};
+    PlacedDisks placed;
+    if (const auto done = place_disks("restore", chain->newest(), {.places = {{1, path("out")}}}, placed); !done)
+      return done.error().message();
+    placed.keep();
+    placed.remove(); // it is the guest's
+    return std::filesystem::exists(path("out")) ? "" : "out is gone";
   }
   void expect_refused(const std::string& file, const std::string& bad, const OpenOptions& options,
                       const std::string& named) {
@@ -258,13 +259,20 @@ TEST_F(DiskTest, APlaceIsNeverOverwrittenAndNothingIsLeftOfATry) {
   const auto snapshot = Snapshot::open(path("a"), {});
   ASSERT_TRUE(snapshot.has_value());
   const auto before = entries();
-  EXPECT_FALSE(place_disks("restore", *snapshot, {.places = {{1, path("there")}}}).has_value());
-  EXPECT_EQ(slurp(path("there")), "mine");
-  { // the guest never got it
-    const auto placed = place_disks("restore", *snapshot, {.places = {{1, path("new")}}});
-    EXPECT_TRUE(placed.has_value());
+  for (const bool by_name : {false, true}) { // the guest never got it
+    PlacedDisks placed;
+    EXPECT_FALSE(place_disks("restore", *snapshot, {.places = {{1, path("there")}}}, placed).has_value());
+    EXPECT_TRUE(place_disks("restore", *snapshot, {.places = {{1, path("new")}}}, placed).has_value());
     EXPECT_TRUE(std::filesystem::exists(path("new")));
+    if (by_name) {
+      placed.remove();
+      EXPECT_EQ(entries(), before);
+      spill(path("new"), "another's");
+    }
   }
+  EXPECT_EQ(slurp(path("new")), "another's");
+  std::filesystem::remove(path("new"));
+  EXPECT_EQ(slurp(path("there")), "mine");
   EXPECT_EQ(entries(), before);
 }
 
