@@ -31,10 +31,13 @@ std::expected<KvmVm, Error> KvmVm::create(const KvmSystem& system, uint32_t cpus
   if (!fd)
     return std::unexpected(fd.error());
   KvmVm vm(std::move(*fd));
-  if (auto made = vm.create_controllers(system, cpus); !made)
-    return std::unexpected(made.error());
+  // Memory first. A memory slot waits until no reader of the VM's tables is left (SRCU), at once where nobody has
+  // asked for that yet. Each controller on a bus asks for it and does not wait; who comes next waits for both: 4 to
+  // 16 ms.
   if (auto added = vm.add_memory(memory); !added)
     return std::unexpected(added.error());
+  if (auto made = vm.create_controllers(system, cpus); !made)
+    return std::unexpected(made.error());
   if (auto remembered = vm.remember(); !remembered)
     return std::unexpected(remembered.error());
   return vm;

@@ -2,6 +2,7 @@
 // The numbers and structures of a snapshot's files, as docs/reference/snapshot-format.md has them.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -47,6 +48,15 @@ class PageSet {
 public:
   [[nodiscard]] bool has(size_t page) const noexcept { return (words_[page / 64] >> (page % 64) & 1) != 0; }
   void add(size_t page) noexcept { words_[page / 64] |= uint64_t{1} << (page % 64); }
+  // Those of [first, first + pages), which end within the set.
+  void add(size_t first, size_t pages) noexcept {
+    for (size_t end = first + pages; first < end;) {
+      const size_t bit = first % 64;
+      const size_t now = std::min(end - first, 64 - bit);
+      words_[first / 64] |= ~uint64_t{0} >> (64 - now) << bit;
+      first += now;
+    }
+  }
   [[nodiscard]] size_t count() const noexcept {
     size_t sum = 0;
     for (const uint64_t word : words_)

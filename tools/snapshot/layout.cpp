@@ -35,8 +35,8 @@ PageSet ram_of(const std::vector<Region>& regions, uint64_t number) noexcept {
   for (const Region& region : regions) {
     const uint64_t from = std::max(begin, region.offset);
     const uint64_t to = std::min(begin + kExtentBytes, region.offset + region.bytes);
-    for (uint64_t at = from; at < to; at += kPageBytes)
-      pages.add((at - begin) / kPageBytes);
+    if (from < to)
+      pages.add((from - begin) / kPageBytes, (to - from + kPageBytes - 1) / kPageBytes);
   }
   return pages;
 }
