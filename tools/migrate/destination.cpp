@@ -238,10 +238,14 @@ void Destination::hear(Event event, vmm::Vm& vm, const DestinationSteps& steps) 
     return act(side_.lose_link(), vm, steps);
   }
   const Frame& frame = event.heard.frame;
+  if (frame.kind == FrameKind::kRefusal) { // it kept the guest, and said nothing of a hand-over: an abandon as well
+    reason_ = control_->refused_by(frame);
+    return act(side_.give_up(), vm, steps);
+  }
   const auto word = frame.kind == FrameKind::kWord ? decode_word(options_.operation, frame.payload)
                                                    : std::unexpected(control_->link().error("speaks out of turn"));
   if (!word) {
-    reason_ = frame.kind == FrameKind::kRefusal ? control_->refused_by(frame) : word.error();
+    reason_ = word.error();
     return act(side_.lose_link(), vm, steps);
   }
   hear_word(*word, vm, steps);

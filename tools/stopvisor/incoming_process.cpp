@@ -168,7 +168,7 @@ private:
     server_->stop();
     signals_.stop();
     end.signal = end.end.kind == vmm::EndKind::kRequested ? signals_.taken() : 0;
-    spdlog::info("{}: ended", place_->name());
+    spdlog::info("{}: {}", place_->name(), how_it_ended(end.end));
     return end;
   }
 

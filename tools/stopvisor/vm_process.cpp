@@ -72,6 +72,10 @@ std::expected<VmProcessEnd, Error> end_of_restoration(const std::string& name, E
 
 } // namespace
 
+std::string how_it_ended(const vmm::VmEnd& end) {
+  return end.kind == vmm::EndKind::kMigrated ? "ended here; its guest goes on at " + end.message : "ended";
+}
+
 std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::Restoration* restoration,
                                           const std::function<void(const vmm::ControlPlace&)>& ready) {
   snapshot::PlacedDisks disks; // until the guest has them
@@ -127,7 +131,7 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::
   (*server)->stop();
   signals.stop();
   ended.signal = ended.end.kind == vmm::EndKind::kRequested ? signals.taken() : 0;
-  spdlog::info("{}: ended", place->name());
+  spdlog::info("{}: {}", place->name(), how_it_ended(ended.end));
   return ended;
 }
 

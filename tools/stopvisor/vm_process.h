@@ -21,6 +21,9 @@ struct VmProcessEnd {
   int signal = 0; // the one that ended it, or 0
 };
 
+// For the log.
+[[nodiscard]] std::string how_it_ended(const vmm::VmEnd& end);
+
 // Runs the VM of `config` (an empty name: a generated one) until its guest, a client or a signal ends it. Where
 // `restoration` is given the guest goes on from there. `ready` is called once, when its control socket answers.
 // However it ends, nothing is left behind: no thread, no socket, the terminal as it was. Only a second signal,
