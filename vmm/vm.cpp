@@ -197,6 +197,11 @@ std::expected<void, Error> Vm::restore_state(std::span<const StateSection> secti
   return parts_->restore_state(sections, choices);
 }
 
+void Vm::write_to_console(const std::string& line) noexcept {
+  for (const char c : "\r\n[stopvisor: " + line + "]\r\n")
+    parts_->console_ring.put(static_cast<std::byte>(c));
+}
+
 Error Vm::explain(const std::string& operation, const stopper::StopError& error) const {
   return parts_->explain(operation, error);
 }

@@ -253,7 +253,8 @@ public:
   // Tells the networks behind all taps where the guest's addresses are now: a RARP broadcast from each (RFC 903, as
   // a switch learns by). Once; who wants to be sure repeats it. CONTEXT: any thread; does not block.
   void announce_networks() noexcept;
-  // Shows a line of ours to whoever watches the serial port; the guest does not see it. CONTEXT: any thread.
+  // Shows a line of ours to whoever watches the serial port; the guest does not see it. CONTEXT: under a stop, in
+  // which the guest says nothing.
   void write_to_console(const std::string& line) noexcept;
 
   // Human text of a stop that failed: names each straggler with vCPU, thread, last exit.

@@ -107,6 +107,9 @@ std::string Vm::Parts::crash_note() const {
 Error Vm::Parts::explain(const std::string& operation, const stopper::StopError& error) const {
   Error result{operation, config.name, stopper::to_string(error.code), Status::kFailed};
   using enum stopper::StopErrc;
+  if (error.code == kEnded && life.ending())
+    if (const VmEnd end = life.reason(); end.kind == EndKind::kMigrated)
+      result.reason = "its guest goes on at " + end.message;
   if (error.code == kDeadline || error.code == kBusy || error.code == kWorkInUse)
     result.status = Status::kBusy;
   const char* separator = ": ";

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 #include <system_error>
+#include <utility>
 
 namespace stopvisor::vmm {
 namespace {
@@ -32,7 +33,28 @@ void Holds::adopt_pause(Peer peer) {
   book({.kind = Hold::Kind::kPause, .peer = peer, .connection = 0, .since = HoldClock::now(), .until = {}});
 }
 
+void Holds::close(Error why) noexcept {
+  const std::lock_guard guard(mutex_);
+  closed_ = std::move(why);
+}
+
+void Holds::open() noexcept {
+  const std::lock_guard guard(mutex_);
+  closed_.reset();
+}
+
+std::expected<void, Error> Holds::check_open(const char* operation) const {
+  if (!closed_)
+    return {};
+  return std::unexpected(Error{operation, "", closed_->reason, closed_->status});
+}
+
 std::expected<HoldId, Error> Holds::pause(Peer peer, HoldClock::time_point deadline) {
+  {
+    const std::lock_guard guard(mutex_);
+    if (auto open = check_open("pause"); !open)
+      return std::unexpected(std::move(open.error()));
+  }
   if (auto held = target_.acquire("pause", deadline); !held)
     return std::unexpected(held.error());
   return book({.kind = Hold::Kind::kPause, .peer = peer, .connection = 0, .since = HoldClock::now(), .until = {}});
@@ -50,6 +72,8 @@ void Holds::take_back(HoldId pause) noexcept {
 std::expected<void, Error> Holds::resume() {
   {
     const std::lock_guard guard(mutex_);
+    if (auto open = check_open("resume"); !open)
+      return open;
     const auto pause = std::find_if(holds_.rbegin(), holds_.rend(),
                                     [](const auto& entry) { return entry.second.kind == Hold::Kind::kPause; });
     if (pause == holds_.rend()) {
@@ -70,6 +94,8 @@ std::expected<HoldId, Error> Holds::lease(ConnectionId connection, Peer peer, Ho
                                           std::optional<std::chrono::milliseconds> max) {
   {
     const std::lock_guard guard(mutex_);
+    if (auto open = check_open("hold"); !open)
+      return std::unexpected(std::move(open.error()));
     const auto own = std::ranges::count_if(
         holds_, [connection](const auto& entry) { return entry.second.connection == connection; });
     if (size_t(own) >= kMaxLeasesOfConnection)
@@ -95,6 +121,7 @@ std::expected<HoldId, Error> Holds::lease(ConnectionId connection, Peer peer, Ho
 }
 
 std::optional<std::expected<void, Error>> Holds::end_lease(ConnectionId connection, HoldId lease) {
+  std::expected<void, Error> done;
   {
     const std::lock_guard guard(mutex_);
     const auto found = holds_.find(lease);
@@ -104,9 +131,10 @@ std::optional<std::expected<void, Error>> Holds::end_lease(ConnectionId connecti
     holds_.erase(found);
     if (expired)
       return std::unexpected(Error{"hold", "", "time was up", Status::kBusy});
+    done = check_open("hold");
   }
   target_.release();
-  return std::expected<void, Error>{};
+  return done;
 }
 
 void Holds::connection_ended(ConnectionId connection) noexcept {

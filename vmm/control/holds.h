@@ -74,9 +74,10 @@ public:
   // Ends all leases of `connection`.
   void connection_ended(ConnectionId connection) noexcept;
 
-  // The VM is about to go on elsewhere: pause() and lease() are refused with `why` from now on (kBusy), and clients
-  // whose leases end after it was called are told `why` too. open() takes it back. CONTEXT: any thread, callbacks
-  // under a stop included; they do not block.
+  // The VM is about to go on elsewhere: pause(), resume() and lease() are refused from now on for the reason of
+  // `why` (and with its status), and clients whose leases end after it are told it too. open() takes it back. A
+  // hold that is asked for just now may still be taken: it ends with the VM, or is there when it goes on here.
+  // CONTEXT: any thread, callbacks under a stop included; they do not block.
   void close(Error why) noexcept;
   void open() noexcept;
 
@@ -86,6 +87,7 @@ public:
 private:
   void watch_deadlines() noexcept;
   HoldId book(const Hold& hold);
+  [[nodiscard]] std::expected<void, Error> check_open(const char* operation) const; // under mutex_
 
   HoldTarget& target_;
   mutable std::mutex mutex_; // a leaf: the target is never called while it is held
@@ -93,7 +95,8 @@ private:
   HoldId last_id_ = 0;           // this and the following under mutex_
   std::map<HoldId, Hold> holds_; // an expired lease stays until it is ended or its connection is
   bool ending_ = false;
-  std::thread watcher_; // started by the first lease that has a deadline
+  std::optional<Error> closed_; // why nobody may hold it
+  std::thread watcher_;         // started by the first lease that has a deadline
 };
 
 } // namespace stopvisor::vmm

@@ -193,4 +193,12 @@ std::expected<VcpuValues, Error> decode_vcpu(StateSections& from, uint32_t cpu) 
   return values;
 }
 
+std::expected<std::vector<kvm_cpuid_entry2>, Error> decode_cpuid(StateSections& from, uint32_t cpu) {
+  VcpuValues values;
+  auto done = from.take(StateKind::kVcpuCpuid, kVersion, cpu, [&](StateReader& in) { get_cpuid(in, values); });
+  if (!done)
+    return std::unexpected(std::move(done.error()));
+  return std::move(values.cpuid);
+}
+
 } // namespace stopvisor::vmm

@@ -44,6 +44,7 @@ void derive_processor_priority(kvm_lapic_state& lapic) noexcept;
 // Adds the sections of vCPU `cpu`. CONTEXT: any thread.
 void encode_vcpu(const VcpuValues& values, uint32_t cpu, std::vector<StateSection>& to);
 // Takes them. RETURNS: kFailed, naming the section that cannot be. Whether KVM takes the values is for it to say.
+[[nodiscard]] std::expected<std::vector<kvm_cpuid_entry2>, Error> decode_cpuid(StateSections& from, uint32_t cpu);
 [[nodiscard]] std::expected<VcpuValues, Error> decode_vcpu(StateSections& from, uint32_t cpu);
 
 } // namespace stopvisor::vmm
