@@ -142,5 +142,36 @@ TEST_F(HoldsTest, ConnectionCannotTakeLeasesWithoutEnd) {
   EXPECT_TRUE(holds.lease(8, {1, 0}, soon, {}));
 }
 
+const Error kMoving{"migrate", "vm1", "the VM is being migrated to unix:/x", Status::kBusy};
+
+TEST_F(HoldsTest, NobodyHoldsAVmThatIsAboutToGoElsewhere) {
+  ASSERT_TRUE(holds.pause({1, 0}, soon));
+  holds.close(kMoving);
+  for (const auto& refused : {holds.pause({2, 0}, soon), holds.lease(7, {2, 0}, soon, {})}) {
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().reason, kMoving.reason);
+    EXPECT_EQ(refused.error().status, Status::kBusy);
+  }
+  const auto resumed = holds.resume(); // the pause goes along
+  ASSERT_FALSE(resumed);
+  EXPECT_EQ(resumed.error().operation, "resume");
+  EXPECT_EQ(resumed.error().reason, kMoving.reason);
+  EXPECT_EQ(target.held(), 1);
+  holds.open();
+  EXPECT_TRUE(holds.resume());
+  EXPECT_TRUE(holds.lease(7, {2, 0}, soon, {}));
+}
+
+TEST_F(HoldsTest, WhoseLeaseEndsMeanwhileIsToldWhy) {
+  const auto lease = holds.lease(7, {2, 0}, soon, {});
+  ASSERT_TRUE(lease);
+  holds.close(kMoving);
+  const auto ended = holds.end_lease(7, *lease);
+  ASSERT_TRUE(ended.has_value());
+  ASSERT_FALSE(ended->has_value());
+  EXPECT_EQ(ended->error().reason, kMoving.reason);
+  EXPECT_EQ(target.held(), 0); // it has ended all the same
+}
+
 } // namespace
 } // namespace stopvisor::vmm
