@@ -240,9 +240,8 @@ public:
   // Whether this machine, bare and not started, meets them; nothing changes. `sections` may be anything.
   // RETURNS: as restore_state(), naming each difference of the machine, or the processor feature that is missing.
   [[nodiscard]] std::expected<void, Error> check_requirements(std::span<const StateSection> sections) const;
-  // Locks the images of all disks, as Vm::create() does without `disks_unlocked`: all of them or none. It also
-  // makes the host forget what it has cached of them from before (another host may have written since). CONTEXT:
-  // any thread; does not wait for whoever has a lock. RETURNS: kBusy, naming the image that is in use.
+  // Locks the images of all disks, as Vm::create() does without `disks_unlocked`: all of them or none.
+  // CONTEXT: any thread; does not wait for whoever has a lock. RETURNS: kBusy, naming the image that is in use.
   [[nodiscard]] std::expected<void, Error> lock_disks();
   // Gives the locks back: who is not going to write any more lets others. CONTEXT: under a stop, or when the VM has
   // ended.

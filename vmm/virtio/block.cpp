@@ -289,7 +289,7 @@ size_t count_blocks(const VmConfig& config) {
 
 std::expected<std::unique_ptr<Device>, Error> make_block(const VmConfig& config, size_t index) {
   const DiskConfig& disk = config.disks[index];
-  auto image = BlockImage::open(disk);
+  auto image = BlockImage::open(disk, !config.disks_unlocked);
   if (!image)
     return std::unexpected(image.error());
   return std::make_unique<Block>(std::move(*image), disk.read_only, "disk" + std::to_string(index));

@@ -47,6 +47,10 @@ public:
   // CONTEXT: any thread.
   [[nodiscard]] virtual std::vector<DeviceCounter> counters() const { return {}; }
 
+  // Tells whoever is on the other side that the guest is here now. CONTEXT: any thread, also while it serves; does not
+  // block.
+  virtual void announce() const noexcept {}
+
   // Who tells the driver of such a change. CONTEXT: the transport, before there is a driver.
   void on_config_change(std::function<void()> tell) { tell_of_config_ = std::move(tell); }
 

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "vmm/virtio/net_layout.h"
+#include "vmm/virtio/rarp.h"
 
 namespace stopvisor::vmm::virtio {
 namespace {
@@ -61,8 +62,15 @@ uint64_t features_of(const Net::Setting& setting) noexcept {
 } // namespace
 
 Net::Net(Setting setting, std::unique_ptr<FramePort> port)
-    : name_(std::move(setting.name)), features_(features_of(setting)), config_(config_of(setting)),
+    : name_(std::move(setting.name)), mac_(setting.mac), features_(features_of(setting)), config_(config_of(setting)),
       port_(std::move(port)), frame_(kFrameBytes) {}
+
+void Net::announce() const noexcept {
+  std::array<std::byte, kHeaderBytes> header{}; // nothing is left to be done to the frame
+  auto frame = rarp_announcement(mac_);
+  const std::array<iovec, 2> parts{{{header.data(), header.size()}, {frame.data(), frame.size()}}};
+  (void)port_->send(parts); // one of several, and the guest speaks for itself as soon as it does
+}
 
 uint32_t Net::type() const noexcept {
   return net::kDeviceType;

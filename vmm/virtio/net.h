@@ -49,6 +49,9 @@ public:
   [[nodiscard]] Watch watch() noexcept override;
   void reset() noexcept override;
 
+  // A RARP request for its own address, as a broadcast: a switch learns from it behind which port the guest is.
+  void announce() const noexcept override;
+
   void save_state(StateWriter& to) const override;
   void restore_state(StateReader& from) override;
 
@@ -74,6 +77,7 @@ private:
   void note_gone() noexcept;
 
   const std::string name_;
+  const MacAddress mac_;
   const uint64_t features_;
   std::vector<std::byte> config_;
   const std::unique_ptr<FramePort> port_;

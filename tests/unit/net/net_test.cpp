@@ -101,6 +101,18 @@ TEST_F(NetDevice, SaysWhatItIs) {
   EXPECT_EQ(bench.net.features() & virtio::net::kMtu, 0u);
 }
 
+// RFC 903, behind a virtio_net_hdr that asks for nothing.
+TEST_F(NetDevice, AnnouncesItsAddressToWhoeverIsOnTheCable) {
+  bench.net.announce();
+  ASSERT_EQ(cable.from_guest.size(), 1U);
+  const std::string mac("\2\0\0\0\0\1", 6);
+  const std::string nothing(4, '\0');
+  std::string wanted = std::string(12, '\0') + std::string(6, '\xff') + mac + "\x80\x35" +
+                       std::string("\0\1\x08\0\6\4\0\3", 8) + mac + nothing + mac + nothing;
+  wanted.resize(12 + 60);
+  EXPECT_EQ(cable.from_guest.front(), wanted);
+}
+
 TEST_F(NetDevice, TellsAnMtuThatIsNotTheUsualOne) {
   const Bench jumbo(std::make_unique<FakePort>(cable), 64, 9000);
   EXPECT_NE(jumbo.net.features() & virtio::net::kMtu, 0u);

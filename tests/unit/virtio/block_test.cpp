@@ -358,5 +358,23 @@ TEST(BlockImage, SaysWhatHelpsThoseWhoMayOnlyRead) {
   EXPECT_TRUE(readable);
 }
 
+// As a guest goes from one VMM to another: opened while the other has it, locked when that has let go of it.
+TEST(BlockImage, CanBeOpenedWithoutItsLockAndLockedLater) {
+  const Image image;
+  const DiskConfig disk{image.path(), false};
+  const auto source = BlockImage::open(disk);
+  ASSERT_TRUE(source) << source.error().message();
+  EXPECT_EQ(BlockImage::open(disk).error().status, Status::kBusy);
+  const auto destination = BlockImage::open(disk, false);
+  ASSERT_TRUE(destination) << destination.error().message();
+  const auto early = lock_image(destination->fd.get(), disk);
+  ASSERT_FALSE(early);
+  EXPECT_EQ(early.error().status, Status::kBusy);
+  EXPECT_EQ(early.error().object, image.path());
+  unlock_image(source->fd.get());
+  EXPECT_TRUE(lock_image(destination->fd.get(), disk));
+  EXPECT_FALSE(lock_image(source->fd.get(), disk)); // it does not get it back by itself
+}
+
 } // namespace
 } // namespace stopvisor::vmm::virtio
