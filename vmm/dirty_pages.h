@@ -12,8 +12,19 @@
 
 namespace stopvisor::vmm {
 
+// CONTEXT: one thread at a time.
 class DirtyPages {
 public:
+  static constexpr uint64_t kWordPages = 64;
+  // Of word `word`, the bits that stand for pages [begin, end).
+  [[nodiscard]] static constexpr uint64_t mask_of(uint64_t word, uint64_t begin, uint64_t end) noexcept {
+    const uint64_t first = word * kWordPages;
+    const uint64_t from = begin > first ? begin - first : 0;
+    const uint64_t to = end > first ? end - first : 0;
+    const auto below = [](uint64_t bit) { return bit >= kWordPages ? ~uint64_t{0} : (uint64_t{1} << bit) - 1; };
+    return below(to) & ~below(from);
+  }
+
   // Of memory laid out as `slots`; none is in it.
   explicit DirtyPages(std::span<const MemorySlot> slots);
 
@@ -21,8 +32,12 @@ public:
   void clear() noexcept;
   // What is no memory is left out.
   void add(Gpa gpa, uint64_t length) noexcept;
+  // All that are in `other`, which is of the same memory.
+  void add(const DirtyPages& other) noexcept;
+  // Those of slot `slot` whose bits are set from `first_word` on. What lies beyond the slot's end is left out.
+  void add_words(size_t slot, std::span<const uint64_t> words, uint64_t first_word = 0) noexcept;
   [[nodiscard]] uint64_t count() const noexcept; // pages
-  [[nodiscard]] bool empty() const noexcept { return count() == 0; }
+  [[nodiscard]] bool empty() const noexcept;
 
   // The bits of one slot, page 0 first, 64 a word; those beyond the slot's end are 0 and stay so.
   struct Slot {

@@ -95,11 +95,11 @@ Vm::Parts::Parts(VmConfig its_config, KvmSystem its_system, GuestMemory its_memo
         tell(event == PanicEvent::kCrashLoaded ? "the guest's kernel panicked; its crash kernel takes over"
                                                : "the guest's kernel panicked");
       }),
-      doorbell(memory), cpu_device(config.max_cpus,
-                                   [this] { // an edge
-                                     kvm.set_irq_line(probe::kCpuGsi, true);
-                                     kvm.set_irq_line(probe::kCpuGsi, false);
-                                   }),
+      doorbell(memory, written_pages), cpu_device(config.max_cpus,
+                                                  [this] { // an edge
+                                                    kvm.set_irq_line(probe::kCpuGsi, true);
+                                                    kvm.set_irq_line(probe::kCpuGsi, false);
+                                                  }),
       keyboard(requests_of("keyboard controller"), [this](bool level) { kvm.set_irq_line(kKeyboardGsi, level); }),
       reset_control(requests_of("reset control register")), life([this] { let_out(); }),
       machine(config.max_cpus, *this, 1 + static_cast<uint32_t>(virtio::places(config).size())), stops(machine),
@@ -130,7 +130,7 @@ std::expected<void, Error> Vm::Parts::attach_devices(std::vector<std::unique_ptr
     return done;
   for (auto& device : devices) {
     const auto participant = machine.first_worker() + static_cast<stopper::CpuId>(workers.size());
-    auto slot = virtio::Slot::create(std::move(device), slots.size(), memory);
+    auto slot = virtio::Slot::create(std::move(device), slots.size(), memory, written_pages);
     if (!slot)
       return std::unexpected(slot.error());
     auto& made = *slots.emplace_back(std::move(*slot));

@@ -69,8 +69,10 @@ std::expected<void, Error> Vm::Parts::reset_held(const BootFiles& files) {
   auto tree = describe_vm(config, wanted_cpus(), memory, kvm.has_pit(), files);
   if (!tree)
     return std::unexpected(tree.error());
-  if (auto done = load(files, *tree); !done)
-    return done;
+  auto loaded = load(files, *tree);
+  written_pages.note_all();
+  if (!loaded)
+    return loaded;
   {
     const std::lock_guard guard(tree_lock);
     device_tree = std::move(*tree);

@@ -87,7 +87,7 @@ void try_virtio(ByteSpan payload) {
   static vmm::virtio::Entropy started;
   static vmm::testing::Driver driver(started);
   vmm::virtio::Entropy device;
-  vmm::virtio::Mmio mmio(device, {driver.memory, [] {}, [] {}});
+  vmm::virtio::Mmio mmio(device, {driver.memory, driver.written, [] {}, [] {}});
   vmm::StateReader in(payload);
   mmio.restore_state(in);
   (void)in.finish();

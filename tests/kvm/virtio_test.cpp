@@ -1,85 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // A virtio device between a guest and its worker on the real KVM: notices by ioeventfd, and a queue that is at rest
-// in every stop. The guest is a driver of a few instructions, of the entropy device, which fills guest memory by
-// itself.
+// in every stop. The guest is a driver of a few instructions (entropy_guest.h), of a device that fills guest memory
+// by itself.
 #include <array>
 #include <chrono>
 
+#include "tests/kvm/entropy_guest.h"
 #include "tests/kvm/kvm_fixture.h"
 #include "tests/kvm/raw_guest.h"
 #include "tests/kvm/snare.h"
-#include "vmm/virtio/device_table.h"
 
 namespace stopvisor::vmm::testing {
 namespace {
-
-constexpr uint64_t kDescriptors = 0x20'0000;
-constexpr uint64_t kAvailable = 0x20'1000;
-constexpr uint64_t kUsed = 0x20'2000;
-constexpr uint64_t kReset = 0x20'3000; // the host sets it
-constexpr uint64_t kBuffers = 0x21'0000;
-constexpr uint16_t kSize = 8;
-constexpr uint32_t kBufferBytes = 32 << 10;
-constexpr uint64_t kDevice = virtio::slot_gpa(0).value; // there is nothing but entropy
-
-// movl $value, address
-Code store(uint64_t address, uint32_t value) {
-  return Code().bytes({0xc7, 0x05}).u32(static_cast<uint32_t>(address)).u32(value);
-}
-
-// Sets up queue 0 as virtio 1.2, 3.1.1 has it, but for reading anything back.
-Code set_up() {
-  Code code;
-  for (const auto& [reg, value] : {std::pair{0x70U, 1U},
-                                   {0x70U, 3U},
-                                   {0x24U, 1U},
-                                   {0x20U, 1U},
-                                   {0x70U, 11U},
-                                   {0x30U, 0U},
-                                   {0x38U, uint32_t{kSize}},
-                                   {0x80U, uint32_t{kDescriptors}},
-                                   {0x84U, 0U},
-                                   {0x90U, uint32_t{kAvailable}},
-                                   {0x94U, 0U},
-                                   {0xa0U, uint32_t{kUsed}},
-                                   {0xa4U, 0U},
-                                   {0x44U, 1U},
-                                   {0x70U, 15U}})
-    code.append(store(kDevice + reg, value));
-  return code;
-}
-
-// Asks, waits for the answer, asks again, ... until it is told to reset the machine. A buffer is asked for again
-// and again: the available ring and the first descriptors may as well be zeros, as they are after a reset.
-Code guest() {
-  Code ask;
-  ask.bytes({0x66, 0xff, 0x05}).u32(kAvailable + 2); // incw the available index
-  ask.append(store(kDevice + 0x50, 0));              // notify
-  Code wait;
-  wait.bytes({0x66, 0xa1}).u32(kUsed + 2);                                      // movw the used index, %ax
-  wait.bytes({0x66, 0x3b, 0x05}).u32(kAvailable + 2);                           // cmpw the available index, %ax
-  wait.bytes({0x75, static_cast<uint8_t>(-static_cast<int>(wait.size() + 2))}); // jne wait
-  Code turn = ask;
-  turn.append(wait);
-  turn.bytes({0x83, 0x3d}).u32(kReset).bytes({0x00});                           // cmpl $0, kReset
-  turn.bytes({0x74, static_cast<uint8_t>(-static_cast<int>(turn.size() + 2))}); // je ask
-  return set_up().append(turn).out32(probe::kPowerPort, probe::kPowerReset).spin();
-}
 
 class Virtio : public KvmTest {
 protected:
   static uint16_t asked(const Vm& vm) { return peek<uint16_t>(vm, kAvailable + 2); }
   static uint16_t answered(const Vm& vm) { return peek<uint16_t>(vm, kUsed + 2); }
-  // Each place of the ring names a buffer of its own.
-  static void put_ring(const Vm& vm) {
-    for (uint16_t place = 0; place < kSize; ++place) {
-      const uint64_t at = kDescriptors + uint64_t{16} * place;
-      poke<uint64_t>(vm, at, kBuffers + uint64_t{kBufferBytes} * place);
-      poke<uint32_t>(vm, at + 8, kBufferBytes);
-      poke<uint16_t>(vm, at + 12, 2); // to be written
-      poke<uint16_t>(vm, kAvailable + 4 + uint64_t{2} * place, place);
-    }
-  }
+  static void put_ring(const Vm& vm) { put_entropy_ring(vm.memory()); }
   static DeviceStatus status(const Vm& vm) { return vm.device_status().at(0); }
   // The first and last bytes of all buffers, and the ring: what the worker writes.
   static std::array<uint64_t, 2 * kSize + 1> written(const Vm& vm) {
@@ -96,7 +34,7 @@ protected:
 // Stops at any moment. One that comes between a request and its answer is luck, as the worker finishes what it is
 // at: the test below makes that moment.
 TEST_F(Virtio, QueueIsAtRestUnderEveryStop) {
-  const RawKernel kernel(guest());
+  const RawKernel kernel(entropy_guest());
   const auto vm = make(raw(kernel.path()));
   ASSERT_NE(vm, nullptr);
   put_ring(*vm);
@@ -127,7 +65,7 @@ TEST_F(Virtio, QueueIsAtRestUnderEveryStop) {
 }
 
 TEST_F(Virtio, RequestThatComesUnderAStopWaitsForItsEnd) {
-  const RawKernel kernel(guest());
+  const RawKernel kernel(entropy_guest());
   Snare snare;
   const auto vm = make(raw(kernel.path()));
   ASSERT_NE(vm, nullptr);
@@ -155,7 +93,7 @@ TEST_F(Virtio, RequestThatComesUnderAStopWaitsForItsEnd) {
 }
 
 TEST_F(Virtio, DeviceBeginsAnewWithTheGuest) {
-  const RawKernel kernel(guest());
+  const RawKernel kernel(entropy_guest());
   const auto vm = make(raw(kernel.path()));
   ASSERT_NE(vm, nullptr);
   put_ring(*vm);
@@ -170,7 +108,7 @@ TEST_F(Virtio, DeviceBeginsAnewWithTheGuest) {
 }
 
 TEST_F(Virtio, BrokenQueueIsReportedAndTheGuestGoesOn) {
-  const RawKernel kernel(guest());
+  const RawKernel kernel(entropy_guest());
   const auto vm = make(raw(kernel.path()));
   ASSERT_NE(vm, nullptr);
   put_ring(*vm);

@@ -28,8 +28,8 @@ std::optional<StopTimes> VmGuest::times_of(uint64_t sequence) {
 }
 
 bool VmGuest::write(vmm::Gpa gpa, std::span<std::byte> to, std::span<const std::byte> from) noexcept {
-  vm_.written_pages().note(gpa, to.size());
   std::memcpy(to.data(), from.data(), to.size());
+  vm_.written_pages().note(gpa, to.size()); // after the bytes
   return true;
 }
 

@@ -107,9 +107,9 @@ std::expected<void, Error> compare_and_write(ApiContext& context, std::vector<Wr
       return std::unexpected(mismatch(writes, write));
   }
   for (const Write& write : writes) {
-    for (const std::span<std::byte> piece : write.pieces)
-      context.vm.written_pages().note(piece);
     copy_in(write.bytes, write.pieces);
+    for (const std::span<std::byte> piece : write.pieces)
+      context.vm.written_pages().note(piece); // after the bytes
   }
   return {};
 }
@@ -121,6 +121,7 @@ std::expected<void, Error> write_live(ApiContext& context, std::vector<Write>& w
     if (write.address.kind != GuestAddress::Kind::kPhysical)
       return std::unexpected(Error{"poke", to_string(write.address),
                                    "without a stop only gpa: addresses can be written", Status::kUsage});
+  const auto outside = context.vm.written_pages().write_outside();
   return compare_and_write(context, writes, nullptr);
 }
 

@@ -31,8 +31,8 @@ void count_write(DoorbellCounts& counts, uint64_t& last, Number value) {
 
 } // namespace
 
-Doorbell::Doorbell(const GuestMemory& memory)
-    : memory_(memory), cpus_(std::make_unique<std::array<Registers, probe::kMaxCpus>>()) {}
+Doorbell::Doorbell(const GuestMemory& memory, WrittenPages& written)
+    : memory_(memory), written_(written), cpus_(std::make_unique<std::array<Registers, probe::kMaxCpus>>()) {}
 
 std::expected<void, Error> Doorbell::attach_to(Bus& ports, Bus& mmio) {
   if (auto done = ports.attach(probe::kDoorbellSignaturePort, sizeof(uint32_t), signature_); !done)
@@ -84,6 +84,7 @@ bool Doorbell::do_job() noexcept {
     // The guest reads the words meanwhile. release: it sees them change in order.
     std::atomic_ref(*reinterpret_cast<uint64_t*>(at)).store(job->number, std::memory_order_release);
   }
+  written_.note_data(box);
   return true;
 }
 

@@ -18,6 +18,7 @@
 #include "vmm/job_slots.h"
 #include "vmm/state/device_state.h"
 #include "vmm/worker_device.h"
+#include "vmm/written_pages.h"
 
 namespace stopvisor::vmm {
 
@@ -35,8 +36,8 @@ struct DoorbellCounts {
 
 class Doorbell final : public WorkerDevice, public StatefulDevice {
 public:
-  // `memory` is where the mailboxes are; it outlives the device.
-  explicit Doorbell(const GuestMemory& memory);
+  // `memory` is where the mailboxes are, and `written` of it; both outlive the device.
+  Doorbell(const GuestMemory& memory, WrittenPages& written);
 
   // Puts its three parts (signature port, port registers, MMIO registers) on the buses.
   [[nodiscard]] std::expected<void, Error> attach_to(Bus& ports, Bus& mmio);
@@ -96,6 +97,7 @@ private:
   void ring(uint32_t cpu, uint64_t number) noexcept;
 
   const GuestMemory& memory_;
+  WrittenPages& written_;
   DeviceWorker* worker_ = nullptr;
   JobSlots<probe::kMaxCpus> jobs_;
   std::unique_ptr<std::array<Registers, probe::kMaxCpus>> cpus_;

@@ -70,7 +70,7 @@ Mmio::Mmio(Device& device, Surroundings around)
       offered_(device.features() | kVersion1 | kIndirectDescriptors | kEventIndex),
       settings_(device.queue_sizes().size()) {
   for (size_t queue = 0; queue < settings_.size(); ++queue)
-    queues_.push_back(std::make_unique<Queue>(around_.memory));
+    queues_.push_back(std::make_unique<Queue>(around_.memory, around_.written));
   device_.on_config_change([this] { config_changed(); });
 }
 

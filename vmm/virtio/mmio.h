@@ -45,6 +45,7 @@ class Mmio final : public BusDevice, public WorkerDevice, public StatefulDevice 
 public:
   struct Surroundings {
     const GuestMemory& memory;
+    WrittenPages& written;
     std::function<void()> wake;      // the worker looks again; any thread
     std::function<void()> interrupt; // an edge on the device's line; any thread
   };

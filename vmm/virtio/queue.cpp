@@ -124,6 +124,7 @@ bool Queue::next(Chain& chain) noexcept {
   ++next_available_;
   if (!layout_.event_index && !notices_off_) { // a wish: relaxed
     word<uint16_t>(used_, 0).store(kNoNotify, std::memory_order_relaxed);
+    note_used(0, sizeof(uint16_t));
     notices_off_ = true;
   }
   return true;
@@ -198,12 +199,15 @@ void Queue::give_back(uint16_t chains) noexcept {
 }
 
 void Queue::put(const Chain& chain, uint32_t written) noexcept {
+  for (const iovec& buffer : chain.writable()) // whatever becomes of the queue
+    written_.note_data({static_cast<const std::byte*>(buffer.iov_base), buffer.iov_len});
   if (!started_ || broken_ != nullptr)
     return;
   const uint64_t place = kRingAt + kUsedBytes * (next_used_ % size());
   // relaxed: ordered by VQ2
   word<uint32_t>(used_, place).store(chain.head_, std::memory_order_relaxed);
   word<uint32_t>(used_, place + 4).store(written, std::memory_order_relaxed);
+  note_used(place, kUsedBytes);
   ++next_used_;
 }
 
@@ -213,6 +217,7 @@ void Queue::publish() noexcept {
   const uint16_t before = published_;
   published_ = next_used_;
   word<uint16_t>(used_, kIndexAt).exchange(published_, std::memory_order_seq_cst); // VQ2, VQ4
+  note_used(kIndexAt, sizeof(uint16_t));
   interrupt_due_ |= wants_interrupt(before, published_);
   chains_done_.fetch_add(static_cast<uint16_t>(published_ - before),
                          std::memory_order_relaxed); // a counter by itself
@@ -233,8 +238,10 @@ bool Queue::ask_for_notice() noexcept {
   if (layout_.event_index) {
     const uint64_t at = kRingAt + kUsedBytes * size();
     word<uint16_t>(used_, at).exchange(next_available_, std::memory_order_seq_cst); // VQ3
+    note_used(at, sizeof(uint16_t));
   } else if (notices_off_) {
     word<uint16_t>(used_, 0).exchange(0, std::memory_order_seq_cst); // VQ3
+    note_used(0, sizeof(uint16_t));
     notices_off_ = false;
   }
   return word<uint16_t>(available_, kIndexAt).load(std::memory_order_seq_cst) != next_available_; // VQ3

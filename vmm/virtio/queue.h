@@ -5,6 +5,8 @@
 // into our own memory, checked, then used. A queue that cannot be true is broken: it says why, gives no more chains
 // and is left alone until the driver resets the device.
 //
+// What the device writes, and its own words of the ring, are noted in WrittenPages.
+//
 // CONTEXT: one thread at a time; the device's worker while the device runs.
 #pragma once
 
@@ -15,6 +17,7 @@
 
 #include "vmm/guest_memory.h"
 #include "vmm/virtio/chain.h"
+#include "vmm/written_pages.h"
 
 namespace stopvisor::vmm::virtio {
 
@@ -30,7 +33,8 @@ public:
     bool event_index = false; // VIRTIO_F_EVENT_IDX
   };
 
-  explicit Queue(const GuestMemory& memory) noexcept : memory_(memory) {}
+  // Both outlive it; `written` is of `memory`.
+  Queue(const GuestMemory& memory, WrittenPages& written) noexcept : memory_(memory), written_(written) {}
 
   // From now on there may be chains. A layout that cannot be leaves the queue broken.
   void start(const Layout& layout) noexcept;
@@ -48,8 +52,8 @@ public:
   [[nodiscard]] bool next(Chain& chain) noexcept;
   // The last `chains` taken by next(), none of which was put(), will be taken again.
   void give_back(uint16_t chains = 1) noexcept;
-  // The device is done with a chain, having filled `written` of its writable bytes, the first ones. The driver does
-  // not see it before publish().
+  // The device is done with a chain, having filled `written` of its writable bytes, the first ones; all of them are
+  // noted as written. The driver does not see it before publish(). Whatever was written to must come here.
   void put(const Chain& chain, uint32_t written) noexcept;
   // Shows the driver all that was put, and notes whether it wants an interrupt for it.
   void publish() noexcept;
@@ -96,8 +100,10 @@ private:
   [[nodiscard]] bool enter_indirect(const Descriptor& descriptor, Table& table) noexcept;
   [[nodiscard]] bool add(Chain& chain, const Descriptor& descriptor) noexcept;
   [[nodiscard]] bool wants_interrupt(uint16_t before, uint16_t after) noexcept;
+  void note_used(uint64_t at, uint64_t bytes) noexcept { written_.note_data(used_.subspan(at, bytes)); }
 
   const GuestMemory& memory_;
+  WrittenPages& written_;
   Layout layout_;
   bool started_ = false;
   const char* broken_ = nullptr;

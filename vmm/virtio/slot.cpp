@@ -9,7 +9,7 @@
 namespace stopvisor::vmm::virtio {
 
 std::expected<std::unique_ptr<Slot>, Error> Slot::create(std::unique_ptr<Device> device, size_t number,
-                                                         const GuestMemory& memory) {
+                                                         const GuestMemory& memory, WrittenPages& written) {
   auto interrupt = make_event(device->name());
   if (!interrupt)
     return std::unexpected(interrupt.error());
@@ -17,14 +17,14 @@ std::expected<std::unique_ptr<Slot>, Error> Slot::create(std::unique_ptr<Device>
   if (!sleep)
     return std::unexpected(sleep.error());
   return std::unique_ptr<Slot>(
-      new Slot(std::move(device), number, memory, std::move(*interrupt), std::move(*sleep)));
+      new Slot(std::move(device), number, memory, written, std::move(*interrupt), std::move(*sleep)));
 }
 
-Slot::Slot(std::unique_ptr<Device> device, size_t number, const GuestMemory& memory, UniqueFd interrupt,
-           std::unique_ptr<DescriptorSleep> sleep)
+Slot::Slot(std::unique_ptr<Device> device, size_t number, const GuestMemory& memory, WrittenPages& written,
+           UniqueFd interrupt, std::unique_ptr<DescriptorSleep> sleep)
     : device_(std::move(device)), number_(number), interrupt_(std::move(interrupt)), sleep_(std::move(sleep)),
-      worker_sleep_(*sleep_),
-      mmio_(*device_, {memory, [this] { worker_sleep_.wake(); }, [this] { raise_event(interrupt_.get()); }}) {}
+      worker_sleep_(*sleep_), mmio_(*device_, {memory, written, [this] { worker_sleep_.wake(); },
+                                               [this] { raise_event(interrupt_.get()); }}) {}
 
 std::expected<void, Error> Slot::attach(Bus& bus, const KvmVm& kvm) {
   if (auto done = bus.attach(slot_gpa(number_).value, kSlotBytes, mmio_); !done)

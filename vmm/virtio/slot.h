@@ -23,9 +23,10 @@ namespace stopvisor::vmm::virtio {
 
 class Slot {
 public:
-  // RETURNS: kFailed where the host has no more descriptors. `memory` outlives the slot.
-  [[nodiscard]] static std::expected<std::unique_ptr<Slot>, Error> create(std::unique_ptr<Device> device,
-                                                                          size_t number, const GuestMemory& memory);
+  // RETURNS: kFailed where the host has no more descriptors. `memory` and `written`, which is of it, outlive the
+  // slot.
+  [[nodiscard]] static std::expected<std::unique_ptr<Slot>, Error>
+  create(std::unique_ptr<Device> device, size_t number, const GuestMemory& memory, WrittenPages& written);
   // Puts it on the bus and makes KVM pass notices and interrupts on. CONTEXT: once, before a vCPU runs.
   // RETURNS: kFailed.
   [[nodiscard]] std::expected<void, Error> attach(Bus& bus, const KvmVm& kvm);
@@ -41,8 +42,8 @@ public:
   [[nodiscard]] DeviceStatus status() const;
 
 private:
-  Slot(std::unique_ptr<Device> device, size_t number, const GuestMemory& memory, UniqueFd interrupt,
-       std::unique_ptr<DescriptorSleep> sleep);
+  Slot(std::unique_ptr<Device> device, size_t number, const GuestMemory& memory, WrittenPages& written,
+       UniqueFd interrupt, std::unique_ptr<DescriptorSleep> sleep);
 
   const std::unique_ptr<Device> device_;
   const size_t number_;

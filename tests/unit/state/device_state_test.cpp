@@ -139,7 +139,8 @@ TEST(DoorbellState, CountsOnAndDoesTheJobThatWaited) {
   ASSERT_TRUE(memory.has_value());
   Bus ports;
   Bus mmio;
-  Doorbell one(*memory);
+  WrittenPages written(memory->slots());
+  Doorbell one(*memory, written);
   ASSERT_TRUE(one.attach_to(ports, mmio));
   const auto write = [](Bus& bus, uint64_t offset, uint64_t value) {
     return bus.write(probe::kDoorbellMmioGpa + 0x40UL * 5 + offset, std::as_bytes(std::span(&value, 1)));
@@ -148,7 +149,7 @@ TEST(DoorbellState, CountsOnAndDoesTheJobThatWaited) {
   ASSERT_TRUE(write(mmio, probe::kDoorbellMmioWrite, 2));
   Bus other_ports;
   Bus other_mmio;
-  Doorbell other(*memory);
+  Doorbell other(*memory, written);
   ASSERT_TRUE(other.attach_to(other_ports, other_mmio));
   ASSERT_EQ(restoring(other, saved(one)), "");
   EXPECT_EQ(other.total(), one.total());
@@ -159,7 +160,7 @@ TEST(DoorbellState, CountsOnAndDoesTheJobThatWaited) {
   payload.resize(payload.size() + 12);
   payload[payload.size() - 12] = std::byte{5};
   payload[payload.size() - 8] = std::byte{9};
-  Doorbell third(*memory);
+  Doorbell third(*memory, written);
   ASSERT_EQ(restoring(third, payload), "");
   EXPECT_EQ(saved(third), payload);
   // The worker's device needs a worker only to be told of halves of jobs: it is not run here.

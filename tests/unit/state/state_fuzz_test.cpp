@@ -75,6 +75,7 @@ TEST_F(StateFuzz, NoDeviceTakesWhatItWouldNotSave) {
   const auto nothing = [](GuestRequest) {};
   const auto memory = GuestMemory::create(1 << 20, MemoryBacking::kAnonymous);
   ASSERT_TRUE(memory.has_value());
+  WrittenPages written(memory->slots());
   constexpr int kTurns = 20'000;
   fuzz([] { return std::make_unique<Serial16550>(nullptr, nullptr); }, kTurns);
   fuzz([&] { return std::make_unique<I8042>(nothing, nullptr); }, kTurns);
@@ -83,7 +84,7 @@ TEST_F(StateFuzz, NoDeviceTakesWhatItWouldNotSave) {
   fuzz([] { return std::make_unique<PvPanic>(nullptr); }, kTurns);
   fuzz([&] { return std::make_unique<ResetControlPort>(nothing); }, kTurns);
   fuzz([] { return std::make_unique<CpuDevice>(5, [] {}); }, kTurns);
-  fuzz([&] { return std::make_unique<Doorbell>(*memory); }, kTurns / 10);
+  fuzz([&] { return std::make_unique<Doorbell>(*memory, written); }, kTurns / 10);
 }
 
 TEST_F(StateFuzz, NoVirtioDeviceIsHarmedByItsState) {
@@ -95,7 +96,7 @@ TEST_F(StateFuzz, NoVirtioDeviceIsHarmedByItsState) {
   for (int turn = 0; turn < 20'000; ++turn) {
     const Payload bad = mangled(payload);
     virtio::Entropy twin;
-    virtio::Mmio mmio(twin, {good.memory, [] {}, [] {}});
+    virtio::Mmio mmio(twin, {good.memory, good.written, [] {}, [] {}});
     StateReader in(bad);
     mmio.restore_state(in);
     (void)in.finish();

@@ -45,7 +45,7 @@ public:
   static constexpr uint64_t kBuffers = 0x10'0000; // requests are put here
 
   explicit Driver(virtio::Device& device, uint16_t ring_size = 8)
-      : ring(memory, ring_size), mmio(device, {memory, [this] { ++wakes; }, [this] { ++interrupts; }}) {}
+      : ring(memory, ring_size), mmio(device, {memory, written, [this] { ++wakes; }, [this] { ++interrupts; }}) {}
 
   [[nodiscard]] uint32_t read(uint64_t offset) {
     uint32_t value = 0;
@@ -137,6 +137,7 @@ public:
   }
 
   GuestMemory memory = *GuestMemory::create(kMemoryBytes, MemoryBacking::kAnonymous);
+  WrittenPages written{memory.slots()};
   RawRing ring;
   int wakes = 0;
   int interrupts = 0;

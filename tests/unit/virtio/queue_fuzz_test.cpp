@@ -71,7 +71,8 @@ bool inside(const GuestMemory& memory, const iovec& buffer) {
 TEST(QueueFuzz, GivesChainsInMemoryOrIsBroken) {
   const GuestMemory memory = *GuestMemory::create(kMemoryBytes, MemoryBacking::kAnonymous);
   RandomRing random(20'261'123);
-  Queue queue(memory);
+  WrittenPages written(memory.slots());
+  Queue queue(memory, written);
   Chain chain;
   uint64_t chains = 0;
   uint64_t broken = 0;

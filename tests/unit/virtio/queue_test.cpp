@@ -48,7 +48,8 @@ protected:
 
   GuestMemory memory = *GuestMemory::create(kMemoryBytes, MemoryBacking::kAnonymous);
   RawRing ring{memory, kSize};
-  Queue queue{memory};
+  WrittenPages written{memory.slots()};
+  Queue queue{memory, written};
   Chain chain;
 };
 
@@ -170,7 +171,8 @@ TEST_F(QueueTest, IsBrokenByABufferOutsideOfMemory) {
 TEST(LargeQueue, IsBrokenByAChainOfMoreThan4GiB) {
   const GuestMemory memory = *GuestMemory::create(64 << 20, MemoryBacking::kAnonymous);
   RawRing ring(memory, 128);
-  Queue queue(memory);
+  WrittenPages written(memory.slots());
+  Queue queue(memory, written);
   Chain chain;
   for (const uint32_t last : {0U, 1U}) { // 64 times 64 MiB is just right
     queue.start(ring.layout());
@@ -402,6 +404,64 @@ TEST_F(QueueTest, InterruptsWhenTheUsedIndexPassesTheDriversEvent) {
   }
   queue.publish(); // 65534, 65535, 0
   EXPECT_TRUE(queue.take_interrupt());
+}
+
+// ---- what the host writes, noted ----------------------------------------------------------------------------
+
+// The used ring's flags and index at one page's end, its entries and the event index on the next.
+constexpr uint64_t kUsedFlags = 0x6'0000;
+constexpr uint64_t kUsedEntries = 0x6'1000;
+
+class QueueNotes : public QueueTest {
+protected:
+  void start_apart(bool event_index) {
+    Queue::Layout layout = ring.layout();
+    layout.event_index = event_index;
+    layout.used = kUsedEntries - 4;
+    queue.start(layout);
+    ASSERT_EQ(queue.broken(), nullptr);
+    ring.describe(0, {kBuffer, 4, kNext, 1});
+    ring.describe(1, {kBuffer + 0x2ffe, 4, kNext | kWrite, 2}); // over a page's end
+    ring.describe(2, {kBuffer + 0x7000, 1, kWrite, 0});
+  }
+  using Pages = std::vector<Gpa>;
+};
+
+TEST_F(QueueNotes, HaveTheWritableBuffersOfAChainWhenItIsPut) {
+  start_apart(true);
+  ring.offer(0);
+  ASSERT_TRUE(queue.next(chain));
+  EXPECT_EQ(written.take(), Pages{}); // nothing was filled yet
+  queue.put(chain, 0);
+  EXPECT_EQ(written.take(),
+            (Pages{Gpa{kBuffer + 0x2000}, Gpa{kBuffer + 0x3000}, Gpa{kBuffer + 0x7000}, Gpa{kUsedEntries}}));
+  queue.publish();
+  EXPECT_EQ(written.take(), Pages{Gpa{kUsedFlags}});
+  EXPECT_EQ(written.count(), 0U); // data, no code
+}
+
+TEST_F(QueueNotes, HaveTheBuffersOfAChainAlsoWhereTheQueueBroke) {
+  start_apart(true);
+  ring.offer(0);
+  ASSERT_TRUE(queue.next(chain));
+  queue.declare_broken("for a reason");
+  queue.put(chain, 4);
+  EXPECT_EQ(written.take(), (Pages{Gpa{kBuffer + 0x2000}, Gpa{kBuffer + 0x3000}, Gpa{kBuffer + 0x7000}}));
+}
+
+TEST_F(QueueNotes, HaveTheEventIndex) {
+  start_apart(true);
+  EXPECT_FALSE(queue.ask_for_notice());
+  EXPECT_EQ(written.take(), Pages{Gpa{kUsedEntries}});
+}
+
+TEST_F(QueueNotes, HaveTheFlagsBothWays) {
+  start_apart(false);
+  ring.offer(0);
+  ASSERT_TRUE(queue.next(chain)); // notices off
+  EXPECT_EQ(written.take(), Pages{Gpa{kUsedFlags}});
+  EXPECT_FALSE(queue.ask_for_notice()); // and on
+  EXPECT_EQ(written.take(), Pages{Gpa{kUsedFlags}});
 }
 
 TEST_F(QueueTest, BeginsAnewWhenItIsStartedAgain) {
