@@ -68,15 +68,54 @@ std::expected<void, Error> KvmVm::create_controllers(const KvmSystem& system, ui
 
 std::expected<void, Error> KvmVm::add_memory(const GuestMemory& memory) const {
   uint32_t number = 0;
-  for (const MemorySlot& slot : memory.slots()) {
-    kvm_userspace_memory_region region{};
-    region.slot = number++;
-    region.guest_phys_addr = slot.base.value;
-    region.memory_size = slot.size_bytes;
-    region.userspace_addr = reinterpret_cast<uintptr_t>(slot.host);
-    if (::ioctl(fd_.get(), KVM_SET_USER_MEMORY_REGION, &region) != 0)
-      return std::unexpected(ioctl_failed("KVM_SET_USER_MEMORY_REGION"));
-  }
+  for (const MemorySlot& slot : memory.slots())
+    if (auto set = log_writes("start VM", number++, slot, false); !set)
+      return set;
+  return {};
+}
+
+// Says what the slot is, the first time and whenever its flags change.
+std::expected<void, Error> KvmVm::log_writes(const std::string& operation, uint32_t number, const MemorySlot& slot,
+                                             bool on) const {
+  kvm_userspace_memory_region region{};
+  region.slot = number;
+  region.flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0;
+  region.guest_phys_addr = slot.base.value;
+  region.memory_size = slot.size_bytes;
+  region.userspace_addr = reinterpret_cast<uintptr_t>(slot.host);
+  if (::ioctl(fd_.get(), KVM_SET_USER_MEMORY_REGION, &region) != 0)
+    return std::unexpected(system_error(operation, "KVM_SET_USER_MEMORY_REGION", errno));
+  return {};
+}
+
+std::expected<void, Error> KvmVm::set_dirty_log_flags(const std::string& operation, uint64_t flags) const {
+  kvm_enable_cap by_hand{};
+  by_hand.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
+  by_hand.args[0] = flags;
+  if (::ioctl(fd_.get(), KVM_ENABLE_CAP, &by_hand) != 0)
+    return std::unexpected(system_error(operation, "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", errno));
+  return {};
+}
+
+std::expected<void, Error> KvmVm::dirty_bitmap(const std::string& operation, uint32_t number,
+                                               std::span<uint64_t> bits) const {
+  kvm_dirty_log log{};
+  log.slot = number;
+  log.dirty_bitmap = bits.data();
+  if (::ioctl(fd_.get(), KVM_GET_DIRTY_LOG, &log) != 0)
+    return std::unexpected(system_error(operation, "KVM_GET_DIRTY_LOG", errno));
+  return {};
+}
+
+std::expected<void, Error> KvmVm::clear_dirty(const std::string& operation, uint32_t number, uint64_t first,
+                                              uint64_t pages, std::span<const uint64_t> bits) const {
+  kvm_clear_dirty_log log{};
+  log.slot = number;
+  log.first_page = first;
+  log.num_pages = static_cast<uint32_t>(pages);
+  log.dirty_bitmap = const_cast<uint64_t*>(bits.data()); // KVM reads it: 4.117
+  if (::ioctl(fd_.get(), KVM_CLEAR_DIRTY_LOG, &log) != 0)
+    return std::unexpected(system_error(operation, "KVM_CLEAR_DIRTY_LOG", errno));
   return {};
 }
 

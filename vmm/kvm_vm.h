@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <expected>
+#include <span>
+#include <string>
 
 #include "vmm/error.h"
 #include "vmm/guest_memory.h"
@@ -36,6 +38,20 @@ public:
   // Each write of `bytes` bytes to `address` raises the eventfd in place of a KVM_RUN exit (KVM_IOEVENTFD).
   // Context, life and errors: the same.
   [[nodiscard]] std::expected<void, Error> add_ioeventfd(Gpa address, uint32_t bytes, int event) const;
+
+  // The dirty log (KVM API, 4.8 and 4.117). Slots are numbered in the order of GuestMemory::slots(). CONTEXT: any
+  // thread, while vCPUs run. RETURNS: kFailed, naming the ioctl.
+  // How it goes about it: KVM_DIRTY_LOG_*, before a slot is logged.
+  [[nodiscard]] std::expected<void, Error> set_dirty_log_flags(const std::string& operation, uint64_t flags) const;
+  [[nodiscard]] std::expected<void, Error> log_writes(const std::string& operation, uint32_t number,
+                                                      const MemorySlot& slot, bool on) const;
+  // A bit for each page, 64 a word, up to the slot's end.
+  [[nodiscard]] std::expected<void, Error> dirty_bitmap(const std::string& operation, uint32_t number,
+                                                        std::span<uint64_t> bits) const;
+  // Forgets those of `bits`, of `pages` pages from `first` on: multiples of 64, or up to the slot's end.
+  [[nodiscard]] std::expected<void, Error> clear_dirty(const std::string& operation, uint32_t number,
+                                                       uint64_t first, uint64_t pages,
+                                                       std::span<const uint64_t> bits) const;
 
   // Puts interrupt controllers and timer back to their state after create(). CONTEXT: under a stop.
   // RETURNS: kFailed, naming the ioctl.

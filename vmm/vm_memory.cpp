@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory of a machine that was restored.
+// Memory: that of a machine that was restored, and who writes to it.
 #include <algorithm>
 #include <utility>
 
 #include "vmm/absent_memory.h"
+#include "vmm/dirty_log.h"
 #include "vmm/vm_parts.h"
 
 namespace stopvisor::vmm {
@@ -30,6 +31,11 @@ std::expected<void, Error> Vm::take_memory_from(std::unique_ptr<MemoryOrigin> or
 
 std::expected<void, Error> Vm::map_memory(int fd, std::span<const uint64_t> offsets) {
   return parts_->memory.map_file(fd, offsets);
+}
+
+std::expected<std::unique_ptr<DirtyLog>, Error> Vm::log_dirty_pages(const std::string& operation) {
+  return begin_dirty_log(operation, {parts_->kvm, parts_->memory, parts_->written_pages, parts_->dirty_log_taken},
+                         best_dirty_log_way(parts_->system));
 }
 
 AbsentMemory* Vm::absent_memory() noexcept {

@@ -144,6 +144,7 @@ struct Vm::Parts final : private stopper::Kick {
   std::unique_ptr<AbsentMemory> absent; // of one that was restored, until nothing uses the memory; before start()
   WrittenPages written_pages{memory.slots()};
   FreezePlace freeze_place;
+  std::atomic<bool> dirty_log_taken{false};
   const KvmVm kvm;
   VcpuHookPoint hooks;
   RegisterWishes register_wishes;
