@@ -54,8 +54,9 @@ private:
 };
 
 KvmDirtyLog::~KvmDirtyLog() {
-  for (uint32_t slot = 0; slot < on_; ++slot) // KVM needs nothing that it could lack to take the flag away
-    (void)of_.kvm.log_writes(operation_, slot, of_.memory.slots()[slot], false);
+  // KVM needs nothing that it could lack to take the flag away.
+  for (uint32_t slot = 0; slot < on_; ++slot) [[maybe_unused]]
+    const auto off = of_.kvm.log_writes(operation_, slot, of_.memory.slots()[slot], false);
   of_.taken.store(false, std::memory_order_release); // pairs with begin_dirty_log()
 }
 

@@ -5,11 +5,6 @@
 #include <bit>
 
 namespace stopvisor::vmm {
-namespace {
-
-constexpr uint64_t kWordPages = DirtyPages::kWordPages;
-
-} // namespace
 
 DirtyPages::DirtyPages(std::span<const MemorySlot> slots) {
   uint64_t first = 0;

@@ -163,13 +163,13 @@ protected:
 };
 
 TEST_F(DirtyLogTest, HasAllThatABusyGuestWritesWith1Vcpu) {
-  follow_a_busy_guest(1, rounds(40, 200, 2000));
+  follow_a_busy_guest(1, rounds(20, 200, 2000));
 }
 TEST_F(DirtyLogTest, HasAllThatABusyGuestWritesWith2Vcpus) {
-  follow_a_busy_guest(2, rounds(40, 200, 2000));
+  follow_a_busy_guest(2, rounds(20, 200, 2000));
 }
 TEST_F(DirtyLogTest, HasAllThatABusyGuestWritesWith4Vcpus) {
-  follow_a_busy_guest(4, rounds(40, 200, 2000));
+  follow_a_busy_guest(4, rounds(20, 200, 2000));
 }
 
 // The fourth vCPU's share of what is rewritten lies above the hole, the others' below.
@@ -202,7 +202,7 @@ TEST_F(DirtyLogTest, HasWhatADeviceWrites) {
     const auto answered = [&] { return peek<uint16_t>(*vm, kUsed + 2); };
     ASSERT_TRUE(await(*vm, [&] { return answered() > kSize; }));
     Shadow shadow(*vm);
-    const uint32_t count = buffers < kHoleStart ? rounds(50, 300, 3000) : 3;
+    const uint32_t count = buffers < kHoleStart ? rounds(20, 300, 3000) : 3;
     for (uint32_t round = 0; round < count; ++round) {
       const uint16_t before = answered();
       ASSERT_TRUE(await(*vm, [&] { return uint16_t(answered() - before) > round % 3; }));
