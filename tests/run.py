@@ -30,7 +30,7 @@ QUICK_IN_LAB = ["lab-boot"]  # of the scenarios, what --quick runs
 SANITIZED = ["unit", "fuzz", "kvm", "cli", "sched", "stress"]  # fuzz is there only: libFuzzer is clang's
 # Under ThreadSanitizer: what runs without KVM, and what must be built for it.
 RACES = ["unit", "sched"]
-RACES_TARGETS = ["tests/unit/stopper/stopper_tests", "tests/unit/vmm_parts_tests", "tests/unit/control/control_tests",
+RACES_TARGETS = ["tests/unit/stopper/stopper_tests", "tests/unit/vmm_parts_tests", "tests/unit/command/command_tests", "tests/unit/control/control_tests",
                  "tests/unit/net/net_tests", "tests/unit/linux/linux_guest_tests", "tests/unit/virtio/virtio_tests",
                  "tests/unit/patch/patch_tests", "tests/unit/state/state_tests",
                  "tests/unit/snapshot/snapshot_tests", "tests/unit/migrate/migrate_tests",

@@ -1,18 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/stopvisor/job_watch.h"
 
-#include <unistd.h>
-
-#include <cerrno>
 #include <csignal>
-#include <cstdio>
 #include <ctime>
 #include <string_view>
 
 #include <nlohmann/json.hpp>
 
 #include "tools/stopvisor/documents.h"
-#include "tools/stopvisor/output.h"
+#include "tools/stopvisor/progress_line.h"
 
 namespace stopvisor::tools {
 namespace {
@@ -47,31 +43,6 @@ public:
 private:
   sigset_t set_{};
   sigset_t before_{};
-};
-
-// One line of a terminal, written again and again, and gone at the end.
-class ProgressLine {
-public:
-  ~ProgressLine() {
-    if (shown_)
-      (void)std::fputs("\r\033[K", stderr);
-  }
-  void show(const std::string& operation, const Json& job) {
-    if (!terminal_)
-      return;
-    const auto done = job.value("done_bytes", uint64_t{0});
-    const auto total = job.value("total_bytes", uint64_t{0});
-    std::string line = operation + ": " + job.value("phase", "");
-    if (total != 0)
-      line +=
-          ": " + human_size(done) + " of " + human_size(total) + " (" + std::to_string(done * 100 / total) + "%)";
-    (void)std::fprintf(stderr, "\r\033[K%s", line.c_str());
-    shown_ = true;
-  }
-
-private:
-  bool terminal_ = ::isatty(STDERR_FILENO) == 1;
-  bool shown_ = false;
 };
 
 Error error_of(const std::string& operation, const Client& client, const Json& job) {
@@ -114,7 +85,8 @@ std::expected<std::string, Error> watch_job(Client& client, const std::string& o
         return document.at("result").dump();
       if (state != "running")
         return std::unexpected(error_of(operation, client, document));
-      line.show(operation, document);
+      line.show(operation + ": " + document.value("phase", ""), document.value("done_bytes", uint64_t{0}),
+                document.value("total_bytes", uint64_t{0}));
       if (const auto now = document.value("phase", ""); watch && now != phase)
         watch(phase = now);
     } catch (const Json::exception&) {

@@ -10,6 +10,7 @@
 #include "tools/snapshot/chain_edit.h"
 #include "tools/stopvisor/documents.h"
 #include "tools/stopvisor/job_watch.h"
+#include "tools/stopvisor/long_work.h"
 #include "tools/stopvisor/output.h"
 #include "tools/stopvisor/verb.h"
 #include "vmm/control/fields.h"
@@ -258,7 +259,11 @@ private:
     const auto chain = snapshot::Chain::open(words_[0], {.operation = operation_, .key = key->get()});
     if (!chain)
       return std::unexpected(chain.error());
-    if (auto good = chain->verify({operation_, words_[0], 0, {}}); !good)
+    if (auto good = do_long_work(operation_,
+                                 [&](const LongWork& work) {
+                                   return chain->verify({operation_, words_[0], 0, work.stop}, &work.progress);
+                                 });
+        !good)
       return std::unexpected(good.error());
     if (json)
       print_text(
@@ -281,12 +286,27 @@ private:
     });
   }
 
+  // What it takes long to make out of a chain: `what` with the options to do it with. RETURNS: what that does.
   template <class What>
-  std::expected<int, Error> edit(bool json, const std::string& to, What&& what) {
+  auto edited(What&& what) -> decltype(what(std::declval<const snapshot::EditOptions&>())) {
     const auto key = read_key();
     if (!key)
       return std::unexpected(key.error());
-    const auto made = what(edit_options(key->get()));
+    decltype(what(std::declval<const snapshot::EditOptions&>())) made;
+    const auto done = do_long_work(operation_, [&](const LongWork& work) -> std::expected<void, Error> {
+      made = what(edit_options(key->get(), work));
+      if (!made)
+        return std::unexpected(made.error());
+      return {};
+    });
+    if (!done)
+      return std::unexpected(done.error());
+    return made;
+  }
+
+  template <class What>
+  std::expected<int, Error> edit(bool json, const std::string& to, What&& what) {
+    const auto made = edited(what);
     if (!made)
       return std::unexpected(made.error());
     const uint64_t bytes = made->manifest.data_pages * snapshot::kPageBytes;
@@ -300,10 +320,8 @@ private:
   }
 
   std::expected<int, Error> prune(bool json) {
-    const auto key = read_key();
-    if (!key)
-      return std::unexpected(key.error());
-    const auto done = snapshot::prune(words_[0], edit_options(key->get()));
+    const auto done =
+        edited([&](const snapshot::EditOptions& options) { return snapshot::prune(words_[0], options); });
     if (!done)
       return std::unexpected(done.error());
     if (json) {
@@ -321,12 +339,14 @@ private:
     return 0;
   }
 
-  [[nodiscard]] snapshot::EditOptions edit_options(const snapshot::Key* key) const {
+  [[nodiscard]] snapshot::EditOptions edit_options(const snapshot::Key* key, const LongWork& work) const {
     snapshot::EditOptions options;
     options.open = {.operation = operation_, .key = key};
     options.write.operation = operation_;
     options.write.encoding = compress_ ? snapshot::Encoding::kZstd : snapshot::Encoding::kRaw;
     options.write.key = options.open.key;
+    options.write.stop = work.stop;
+    options.write.progress = &work.progress;
     return options;
   }
 
