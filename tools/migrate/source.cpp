@@ -368,7 +368,6 @@ std::expected<void, Error> Source::hand_over(Connection& connection) {
     return std::unexpected(vm_.explain(options_.operation, stopped.error()));
   if (outcome != Switch::Outcome::kGone)
     return std::unexpected(the_switch.reason());
-  enter(SourcePhase::kGone, "gone");
   return {};
 }
 

@@ -212,6 +212,7 @@ void Source::Switch::act(const Turn& turn) {
     }
     const std::string where = source_.options_.to.text;
     source_.vm_.write_to_console(source_.vm_.config().name + " goes on at " + where);
+    source_.enter(SourcePhase::kGone, "gone"); // before the VM ends: who waits for that asks whether it is gone
     source_.vm_.request_end({vmm::EndKind::kMigrated, where}); // under the stop: not one instruction more
     outcome_ = Outcome::kGone;
   }
