@@ -220,9 +220,7 @@ std::expected<void, Error> Destination::await_decision(vmm::Vm& vm, const Destin
   }
   enter(DestinationPhase::kGaveUp);
   answer_for_a_while();
-  Error why = reason_.value_or(error("the source took the guest back"));
-  why.reason += "; the guest never ran here";
-  return std::unexpected(std::move(why));
+  return std::unexpected(reason_.value_or(error("the source took the guest back")));
 }
 
 void Destination::hear(Event event, vmm::Vm& vm, const DestinationSteps& steps) {

@@ -172,8 +172,11 @@ private:
     return end;
   }
 
-  // Why there is no guest here. Where somebody called it off, that is no failure.
-  std::expected<VmProcessEnd, Error> ended(const Error& why) {
+  // Why there is no guest here; once a source has called, it says to who may start the guest elsewhere that it
+  // never ran here. Where somebody called it off, that is no failure.
+  std::expected<VmProcessEnd, Error> ended(Error why) {
+    if (destination_ && destination_->view().phase != migrate::DestinationPhase::kWaiting)
+      why.reason += "; the guest never ran here";
     const bool called_off = signals_.asked().stop_requested();
     if (vm_)
       vm_->request_end({vmm::EndKind::kRequested, ""});
@@ -181,7 +184,7 @@ private:
       server_->stop();
     signals_.stop();
     if (!called_off)
-      return std::unexpected(why);
+      return std::unexpected(std::move(why));
     spdlog::info("{}", why.message());
     return VmProcessEnd{place_ ? place_->name() : "", {vmm::EndKind::kRequested, ""}, signals_.taken()};
   }
