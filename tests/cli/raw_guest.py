@@ -42,6 +42,17 @@ def count():
     return b"\x31\xc0" + dx(SERIAL_DATA) + loop(b"\xee\xfe\xc0")  # xor %eax, %eax; out %al, %dx; inc %al
 
 
+def beat(delay=100):
+    """Sends "00000001\\n", "00000002\\n", ... `delay` turns of a loop apart, and writes to 32 pages in turn."""
+    digit = b"\xc1\xc3\x04\x88\xd8\x24\x0f\x04\x30"  # rol $4, %ebx; mov %bl, %al; and $15, %al; add $'0', %al
+    digit += b"\x3c\x39\x76\x02\x04\x27\xee\x4e"  # cmp $'9', %al; jbe +2; add $39, %al; out %al, %dx; dec %esi
+    line = b"\x43" + dx(SERIAL_DATA) + b"\xbe\x08\0\0\0"  # inc %ebx; mov $8, %esi
+    line += digit + b"\x75" + struct.pack("<b", -len(digit) - 2) + b"\xb0\n\xee"  # jnz digit; the line's end
+    line += b"\x89\xd8\x83\xe0\x1f\xc1\xe0\x0c\x89\x98" + struct.pack("<I", 0x200000)  # to page %ebx % 32
+    line += b"\xb9" + struct.pack("<I", delay) + b"\x49\x75\xfd"  # mov $delay, %ecx; dec %ecx; jnz -3
+    return b"\x31\xdb" + loop(line)  # xor %ebx, %ebx
+
+
 def keyboard_to_serial():
     """Sends on each byte the keyboard gives."""
     wait = dx(0x64) + b"\xec\xa8\x01"  # in %dx, %al; test $1, %al
