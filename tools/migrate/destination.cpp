@@ -66,9 +66,12 @@ Destination::View Destination::view() const {
   return view;
 }
 
+// The source is not left to wait for somebody who has nothing more to say.
 void Destination::refuse(const Error& why) noexcept {
   if (control_)
     control_->refuse(why);
+  control_.reset();
+  streams_.clear();
 }
 
 std::expected<vmm::VmConfig, Error> Destination::await_machine() {
@@ -83,16 +86,21 @@ std::expected<vmm::VmConfig, Error> Destination::await_machine() {
     view_.vm = control_->hello().vm;
     view_.id = snapshot::hex_text(control_->hello().id);
   }
+  auto config = hear_machine();
+  if (!config)
+    refuse(config.error());
+  return config;
+}
+
+std::expected<vmm::VmConfig, Error> Destination::hear_machine() {
   const std::stop_callback cut(options_.stop, [this] { control_->link().cut(); });
   const auto frame = control_->expect(FrameKind::kMachine);
   if (!frame)
-    return std::unexpected(frame.error());
+    return std::unexpected(options_.stop.stop_requested() ? error("was cancelled") : frame.error());
   auto facts = decode_machine(options_.operation, frame->payload);
   auto config = facts ? config_of(*facts) : std::unexpected(facts.error());
-  if (!config) {
-    refuse(config.error());
+  if (!config)
     return config;
-  }
   facts_ = *std::move(facts);
   progress_.total_bytes.store(config->memory_bytes, std::memory_order_relaxed); // for people
   return config;

@@ -68,7 +68,7 @@ public:
   // Waits for a source and for what it says of its machine. CONTEXT: once; blocks. RETURNS: Doorkeeper's errors;
   // what is wrong with the machine, of which the source is told.
   [[nodiscard]] std::expected<vmm::VmConfig, vmm::Error> await_machine();
-  // After await_machine(): the machine cannot be made here. The source is told why.
+  // After await_machine(): the machine cannot be made here. The source is told why, and hung up on.
   void refuse(const vmm::Error& why) noexcept;
   // Everything else, into `vm`, which was made from the configuration: bare, held at its start, disks not locked.
   // CONTEXT: once, after await_machine(); blocks until the guest runs here or never will. RETURNS: why it never
@@ -94,6 +94,7 @@ private:
     std::unique_ptr<Call> again{};
     bool start_here = false;
   };
+  [[nodiscard]] std::expected<vmm::VmConfig, vmm::Error> hear_machine();
   [[nodiscard]] std::expected<vmm::VmConfig, vmm::Error> config_of(const MachineFacts& facts) const;
   [[nodiscard]] std::expected<void, vmm::Error> check(const MachineFacts& facts, const vmm::Vm& vm) const;
   [[nodiscard]] std::expected<void, vmm::Error> load(vmm::Vm& vm, const DestinationSteps& steps,
