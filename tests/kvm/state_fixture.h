@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstring>
 #include <map>
@@ -108,6 +109,42 @@ protected:
       if (section.kind == static_cast<uint32_t>(kind) && section.instance == instance)
         return &section;
     return nullptr;
+  }
+
+  // Puts something into every vector register that this vCPU has, which the probe leaves alone: it stays there
+  // through all that follows. RETURNS: in how many components of the XSAVE area.
+  static size_t fill_vector_registers(Sections& sections, uint32_t cpu) {
+    StateSection* const xsave = find(sections, StateKind::kVcpuXsave, cpu);
+    const StateSection* const leaves = find(sections, StateKind::kVcpuCpuid, cpu);
+    if (xsave == nullptr || leaves == nullptr)
+      return 0;
+    const auto components = vector_components(*leaves);
+    for (const Component& component : components) {
+      if (component.offset + component.bytes > xsave->payload.size())
+        return 0;
+      for (uint32_t byte = 0; byte < component.bytes; ++byte)
+        xsave->payload[component.offset + byte] = static_cast<std::byte>(byte * 7 + component.bit * 31 + cpu + 1);
+      xsave->payload[512] |= static_cast<std::byte>(1U << component.bit); // XSTATE_BV
+    }
+    return components.size();
+  }
+
+private:
+  // Where a component of the XSAVE area lies in its standard form: Intel SDM volume 1, 13.4.3; CPUID 0xd.
+  struct Component {
+    uint32_t bit, offset, bytes;
+  };
+  static std::vector<Component> vector_components(const StateSection& leaves) {
+    std::vector<Component> list{{1, 160, 256}}; // XMM0 to XMM15
+    StateReader in(leaves.payload);
+    for (auto left = in.get<uint32_t>(); left != 0; --left) {
+      std::array<uint32_t, 7> leaf{}; // function, index, flags, EAX, EBX, ECX, EDX
+      get_fields(in, leaf);
+      const bool vectors = leaf[1] == 2 || (leaf[1] >= 5 && leaf[1] <= 7); // AVX; AVX-512's three
+      if (leaf[0] == 0xd && vectors && leaf[3] != 0)
+        list.push_back({leaf[1], leaf[4], leaf[3]});
+    }
+    return list;
   }
 };
 

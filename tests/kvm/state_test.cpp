@@ -142,26 +142,6 @@ TEST_F(State, OfAllScenariosGoesOnInAnotherVm) {
   rounds(2, lives(2, 8, 500), "scenarios=gap,ledger,code,dirty,io,idle timer_hz=500 dirty_mib=4", true);
 }
 
-// Where a component of the XSAVE area lies in its standard form: Intel SDM volume 1, 13.4.3; CPUID 0xd.
-struct Component {
-  uint32_t bit, offset, bytes;
-};
-std::vector<Component> vector_components(Sections& sections, const std::function<StateSection*(StateKind)>& of) {
-  std::vector<Component> list{{1, 160, 256}}; // XMM0 to XMM15
-  StateSection* const leaves = of(StateKind::kVcpuCpuid);
-  if (leaves == nullptr || sections.empty())
-    return list;
-  StateReader in(leaves->payload);
-  for (auto left = in.get<uint32_t>(); left != 0; --left) {
-    std::array<uint32_t, 7> leaf{}; // function, index, flags, EAX, EBX, ECX, EDX
-    get_fields(in, leaf);
-    const bool vectors = leaf[1] == 2 || (leaf[1] >= 5 && leaf[1] <= 7); // AVX; AVX-512's three
-    if (leaf[0] == 0xd && vectors && leaf[3] != 0)
-      list.push_back({leaf[1], leaf[4], leaf[3]});
-  }
-  return list;
-}
-
 // The probe leaves vector registers alone, so what is put there stays through everything that follows.
 TEST_F(State, CarriesVectorRegistersThroughLivesInSeveralVms) {
   auto vm = started(probe(2, ""));
@@ -170,18 +150,8 @@ TEST_F(State, CarriesVectorRegistersThroughLivesInSeveralVms) {
   ASSERT_TRUE(vm->stops().acquire_hold().has_value());
   Sections sections = saved_twice(*vm);
   size_t components = 0;
-  for (uint32_t cpu = 0; cpu < 2; ++cpu) {
-    const auto of = [&](StateKind kind) { return find(sections, kind, cpu); };
-    StateSection* const xsave = of(StateKind::kVcpuXsave);
-    ASSERT_NE(xsave, nullptr);
-    for (const Component& component : vector_components(sections, of)) {
-      ASSERT_LE(component.offset + component.bytes, xsave->payload.size());
-      for (uint32_t byte = 0; byte < component.bytes; ++byte)
-        xsave->payload[component.offset + byte] = static_cast<std::byte>(byte * 7 + component.bit * 31 + cpu + 1);
-      xsave->payload[512] |= static_cast<std::byte>(1U << component.bit); // XSTATE_BV
-      ++components;
-    }
-  }
+  for (uint32_t cpu = 0; cpu < 2; ++cpu)
+    components += fill_vector_registers(sections, cpu);
   EXPECT_GE(components, 2U); // XMM of both at least; the log says how many
   std::printf("             %zu vector components\n", components);
   const StateSection first = *find(sections, StateKind::kVcpuXsave, 0);

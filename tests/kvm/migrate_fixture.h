@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+// What tests of migrating machines share: both sides in one process, as the command has them in two.
+//
+// So the destination can look at the source's machine in the moment in which it gets the right to run: the source is
+// held until it has heard that word, and nobody can change either of them.
+#pragma once
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "tests/kvm/state_fixture.h"
+#include "tests/sanitized.h"
+#include "tools/migrate/destination.h"
+#include "tools/migrate/doorkeeper.h"
+#include "tools/migrate/source.h"
+#include "vmm/control/api.h"
+
+namespace stopvisor::vmm::testing {
+
+// How many migrations, as tests/kvm/state_test.cpp has it.
+inline uint32_t migrations(uint32_t quick, uint32_t full, uint32_t thorough) {
+  if (kAddressSanitizer)
+    full = quick;
+  const char* const mode = std::getenv("STOPVISOR_TEST_MODE"); // NOLINT(concurrency-mt-unsafe): nobody sets it
+  const std::string_view word = mode == nullptr ? "quick" : mode;
+  return word == "long" ? thorough : word == "full" ? full : quick;
+}
+
+// A VM and the book of who holds it.
+struct Guest {
+  std::unique_ptr<Vm> vm;
+  std::unique_ptr<Api> api; // goes first
+  [[nodiscard]] Holds& holds() const { return api->context().holds; }
+};
+
+// Where a guest arrives, as `run --incoming` has it (tools/stopvisor/incoming_process.cpp), on a thread of its own.
+class Arrival {
+public:
+  // `look` is called when the right to run the guest has come, before its first instruction here.
+  Arrival(const std::string& uri, std::function<void(Vm&)> look) : look_(std::move(look)) {
+    const auto address = migrate::parse_address("incoming", uri, migrate::Side::kDestination);
+    auto listener = migrate::Listener::open("incoming", address.value(), false);
+    listener_ = *std::move(listener);
+    doorkeeper_.emplace("incoming", *listener_, [](const Error&) {});
+    destination_.emplace(*doorkeeper_,
+                         migrate::DestinationOptions{.operation = "incoming",
+                                                     .stop = stop_.get_token(),
+                                                     .tell = [](const std::string&) {}});
+    thread_ = std::jthread([this] { result_ = receive(); });
+  }
+  ~Arrival() { cancel(); }
+  Arrival(const Arrival&) = delete;
+  Arrival& operator=(const Arrival&) = delete;
+
+  void cancel() noexcept { stop_.request_stop(); }
+  [[nodiscard]] migrate::Destination& destination() noexcept { return *destination_; }
+  // How it came out. CONTEXT: once; blocks until it is known.
+  [[nodiscard]] const std::expected<void, Error>& wait() {
+    if (thread_.joinable())
+      thread_.join();
+    return result_;
+  }
+  // CONTEXT: after wait().
+  [[nodiscard]] Guest take() noexcept { return std::move(guest_); }
+  [[nodiscard]] bool was_held() const noexcept { return held_; }
+
+private:
+  std::expected<void, Error> receive() {
+    auto config = destination_->await_machine();
+    if (!config)
+      return std::unexpected(config.error());
+    config->name = destination_->view().vm;
+    auto vm = Vm::create(*std::move(config));
+    if (!vm) {
+      destination_->refuse(vm.error());
+      return std::unexpected(vm.error());
+    }
+    guest_.vm = *std::move(vm);
+    guest_.api = std::make_unique<Api>(*guest_.vm); // it books the pause that the VM is started with
+    return destination_->receive(*guest_.vm, {.restore_more = {}, .let_go = [this](bool held) { let_go(held); }});
+  }
+  void let_go(bool held) {
+    look_(*guest_.vm);
+    held_ = held;
+    if (!held) {
+      EXPECT_TRUE(guest_.holds().resume().has_value());
+    }
+  }
+
+  const std::function<void(Vm&)> look_;
+  std::stop_source stop_;
+  std::unique_ptr<migrate::Listener> listener_;
+  std::optional<migrate::Doorkeeper> doorkeeper_;
+  Guest guest_; // it was the destination's, so it goes after it
+  std::optional<migrate::Destination> destination_;
+  std::expected<void, Error> result_;
+  bool held_ = false;
+  std::jthread thread_; // last
+};
+
+class MigrateTest : public StateTest {
+protected:
+  MigrateTest() {
+    std::string folder = (std::filesystem::temp_directory_path() / "stopvisor-migrate-XXXXXX").string();
+    if (::mkdtemp(folder.data()) != nullptr)
+      folder_ = folder;
+  }
+  ~MigrateTest() override {
+    std::error_code ignored;
+    if (!folder_.empty())
+      std::filesystem::remove_all(folder_, ignored);
+  }
+
+  // A migration under way, which others disturb.
+  struct Journey {
+    migrate::Source* source = nullptr;
+    Arrival* arrival = nullptr;
+    std::stop_source stop;
+    Progress progress;
+  };
+  struct Outcome {
+    std::expected<migrate::SourceFigures, Error> source;
+    std::expected<void, Error> destination;
+  };
+
+  static migrate::SourceOptions over(uint16_t streams, bool compress = false) {
+    migrate::SourceOptions options;
+    options.streams = streams;
+    options.compress = compress;
+    return options;
+  }
+  static Guest at_home(std::unique_ptr<Vm> vm) {
+    Guest guest{std::move(vm), nullptr};
+    if (guest.vm != nullptr)
+      guest.api = std::make_unique<Api>(*guest.vm);
+    return guest;
+  }
+  // A probe in which everybody has begun to work.
+  static Guest busy(VmConfig config) {
+    const uint32_t cpus = config.cpus;
+    Guest guest = at_home(started(std::move(config)));
+    if (guest.vm != nullptr && !await(*guest.vm, [&] { return cpus_running(*guest.vm) == cpus; }))
+      return {};
+    return guest;
+  }
+  // From now on everybody works: some slices more of each vCPU that is to work, and no complaint.
+  static void goes_on(const Vm& vm) {
+    for (uint32_t cpu = 0; cpu < vm.cpu_count(); ++cpu) {
+      if (vm.vcpu_status(cpu).presence != VcpuPresence::kOnline)
+        continue;
+      const uint64_t before = results(vm, cpu).slices;
+      ASSERT_TRUE(await(vm, [&] { return results(vm, cpu).slices >= before + 3; })) << cpu;
+    }
+    expect_no_complaint(vm);
+  }
+  static void expect_no_complaint(const Vm& vm) {
+    for (uint32_t cpu = 0; cpu < vm.cpu_count(); ++cpu) {
+      const probe::CpuResults seen = results(vm, cpu);
+      const DoorbellCounts device = vm.doorbell_counts(cpu);
+      EXPECT_EQ(seen.ledger_torn + seen.code_torn + seen.io_bad + seen.mail_bad, 0U) << "vCPU " << cpu;
+      EXPECT_EQ(device.lost + device.doubled, 0U) << "vCPU " << cpu;
+    }
+  }
+  // CONTEXT: nobody changes either.
+  static void expect_same_memory(const Vm& one, const Vm& other) {
+    const auto theirs = other.memory().slots();
+    ASSERT_EQ(one.memory().slots().size(), theirs.size());
+    size_t slot = 0;
+    for (const MemorySlot& mine : one.memory().slots()) {
+      ASSERT_EQ(mine.size_bytes, theirs[slot].size_bytes);
+      for (uint64_t at = 0; at < mine.size_bytes; at += kPageBytes)
+        ASSERT_EQ(std::memcmp(mine.host + at, theirs[slot].host + at, kPageBytes), 0)
+            << "page " << std::hex << mine.base.value + at;
+      ++slot;
+    }
+  }
+  // The machine as it is now. CONTEXT: it is held.
+  static Sections state_of(Vm& vm) {
+    Sections sections;
+    const auto stop = vm.stops().run([&](stopper::StopContext&) {
+      if (auto saved = vm.save_state())
+        sections = *std::move(saved);
+      return 0;
+    });
+    EXPECT_TRUE(stop.has_value());
+    return sections;
+  }
+
+  // Moves the guest, which is compared in the moment it goes. `disturb` is called on a thread of its own, from before
+  // the first call on, and must have returned by the time the source has ended or soon after.
+  Outcome move(Guest& guest, migrate::SourceOptions options = {}, const std::function<void(Journey&)>& disturb = {}) {
+    Sections sent;
+    Vm& from = *guest.vm;
+    const std::string uri = "unix:" + folder_ + "/door" + std::to_string(++doors_);
+    Arrival arrival(uri, [&](Vm& to) {
+      expect_same_memory(from, to);
+      EXPECT_EQ(differences(without_clocks(sent), without_clocks(state_of(to))), "") << "as it arrived";
+      EXPECT_EQ(to.doorbell_counts(), from.doorbell_counts());
+    });
+    options.to = migrate::parse_address("migrate", uri, migrate::Side::kSource).value();
+    Journey journey{.source = nullptr, .arrival = &arrival, .stop = {}, .progress = {}};
+    migrate::Source source(from, std::move(options),
+                           {.holds = guest.holds(),
+                            .progress = &journey.progress,
+                            .stop = journey.stop.get_token(),
+                            .begin_phase = [](const char*) {},
+                            .tell = [](const std::string&) {},
+                            .add_state = [&](Sections& sections) { sent = sections; }});
+    journey.source = &source;
+    std::optional<std::jthread> disturbing;
+    if (disturb)
+      disturbing.emplace([&] { disturb(journey); });
+    Outcome outcome{source.run(), {}};
+    disturbing.reset();
+    if (!outcome.source && arrival.destination().view().phase == migrate::DestinationPhase::kWaiting)
+      arrival.cancel(); // nobody has called
+    outcome.destination = arrival.wait();
+    arrived_held_ = arrival.was_held();
+    if (outcome.destination)
+      guest = arrival.take();
+    return outcome;
+  }
+  // The same, where nothing is to come between.
+  void expect_to_move(Guest& guest, const migrate::SourceOptions& options = {}) {
+    const Vm* const before = guest.vm.get();
+    const Outcome outcome = move(guest, options);
+    ASSERT_TRUE(outcome.source.has_value()) << outcome.source.error().message();
+    ASSERT_TRUE(outcome.destination.has_value()) << outcome.destination.error().message();
+    ASSERT_NE(guest.vm.get(), before);
+    figures_ = *outcome.source;
+    ASSERT_FALSE(arrived_held_);
+    goes_on(*guest.vm);
+  }
+
+  std::string folder_;
+  unsigned doors_ = 0;
+  bool arrived_held_ = false;      // the last one
+  migrate::SourceFigures figures_; // of the last one
+};
+
+} // namespace stopvisor::vmm::testing
