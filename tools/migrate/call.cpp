@@ -16,7 +16,7 @@ std::expected<std::unique_ptr<Call>, Error> Call::make(std::string_view operatio
   if (!link)
     return std::unexpected(std::move(link.error()));
   std::unique_ptr<Call> call(new Call(operation, *std::move(link)));
-  const std::stop_callback cut(stop, [&call] { call->link().cut(); });
+  const std::stop_callback cut(stop, [&link = call->link()] { link.cut(); }); // `call` is empty when it is returned
   call->hello_ = hello;
   if (auto said = call->voice_.say(FrameKind::kHello, encode(hello)); !said)
     return std::unexpected(std::move(said.error()));
@@ -34,8 +34,10 @@ std::expected<std::unique_ptr<Call>, Error> Call::make(std::string_view operatio
 }
 
 std::expected<std::unique_ptr<Call>, Error> Call::take(std::string_view operation, std::unique_ptr<Link> link,
-                                                       std::chrono::milliseconds patience) {
+                                                       std::chrono::milliseconds patience,
+                                                       const std::stop_token& stop) {
   std::unique_ptr<Call> call(new Call(operation, std::move(link)));
+  const std::stop_callback cut(stop, [&to = call->link()] { to.cut(); });
   call->link_->set_patience(patience);
   const auto frame = call->expect(FrameKind::kHello);
   if (!frame)

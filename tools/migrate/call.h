@@ -29,9 +29,12 @@ public:
                                                                              const Hello& hello,
                                                                              const std::stop_token& stop);
   // The destination's: reads the hello of whoever has called, and answers it where that can be agreed on; refuses
-  // it otherwise. `patience` is the link's until the hello is there.
-  [[nodiscard]] static std::expected<std::unique_ptr<Call>, vmm::Error>
-  take(std::string_view operation, std::unique_ptr<Link> link, std::chrono::milliseconds patience);
+  // it otherwise. `patience` is the link's until the hello is there. CONTEXT: any thread; blocks. RETURNS: as
+  // make().
+  [[nodiscard]] static std::expected<std::unique_ptr<Call>, vmm::Error> take(std::string_view operation,
+                                                                             std::unique_ptr<Link> link,
+                                                                             std::chrono::milliseconds patience,
+                                                                             const std::stop_token& stop = {});
 
   [[nodiscard]] const Hello& hello() const noexcept { return hello_; }
   [[nodiscard]] const Welcome& welcome() const noexcept { return welcome_; }

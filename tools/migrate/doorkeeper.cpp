@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/migrate/doorkeeper.h"
 
+#include <algorithm>
 #include <system_error>
 #include <utility>
 
@@ -27,12 +28,7 @@ Doorkeeper::Doorkeeper(std::string operation, Listener& listener, std::function<
     : operation_(std::move(operation)), listener_(listener), tell_(std::move(tell)), thread_([this] { serve(); }) {}
 
 Doorkeeper::~Doorkeeper() {
-  ending_.request_stop();
-  {
-    const std::lock_guard guard(mutex_);
-    for (Link* link : heard_)
-      link->cut();
-  }
+  ending_.request_stop(); // who has not said hello is cut
   thread_.join();
   bury(true);
 }
@@ -53,14 +49,21 @@ void Doorkeeper::bury(bool all) {
     greeter.thread.join();
 }
 
+// A crowd of strangers waits outside, until one of those inside has gone.
+void Doorkeeper::make_room(const std::stop_token& stop) {
+  for (bool crowded = true; crowded && !stop.stop_requested();) {
+    bury(false);
+    std::unique_lock lock(mutex_);
+    crowded = greeters_.size() >= kMostAtOnce;
+    if (crowded)
+      (void)changed_.wait(lock, stop, [this] { return std::ranges::any_of(greeters_, &Greeter::done); });
+  }
+}
+
 void Doorkeeper::serve() {
   const std::stop_token stop = ending_.get_token();
   while (!stop.stop_requested()) {
-    bury(false);
-    {
-      std::unique_lock lock(mutex_); // a crowd of strangers waits outside
-      (void)changed_.wait(lock, stop, [this] { return greeters_.size() < kMostAtOnce; });
-    }
+    make_room(stop);
     auto link = listener_.accept(stop, kLook);
     if (!link) {
       const std::lock_guard guard(mutex_);
@@ -86,19 +89,8 @@ void Doorkeeper::serve() {
 }
 
 void Doorkeeper::greet(std::unique_ptr<Link> link) {
-  std::list<Link*>::iterator heard;
-  {
-    const std::lock_guard guard(mutex_);
-    heard = heard_.insert(heard_.end(), link.get());
-    if (ending_.stop_requested()) // the destructor has looked already, or will find it
-      link->cut();
-  }
-  auto call = Call::take(operation_, std::move(link), kPatience);
+  auto call = Call::take(operation_, std::move(link), kPatience, ending_.get_token());
   std::optional<Error> trouble;
-  {
-    const std::lock_guard guard(mutex_);
-    heard_.erase(heard);
-  }
   if (call)
     trouble = admit(*call);
   else
@@ -131,7 +123,8 @@ std::optional<Error> Doorkeeper::admit_source(std::unique_ptr<Call>& call) {
       busy.status = Status::kBusy;
       return busy;
     }
-    taken_ = true; // others are refused while this one is answered
+    taken_ = true;          // others are refused while this one is answered
+    id_ = call->hello().id; // and once it is, its streams may come
   }
   auto answered = call->answer();
   const std::lock_guard guard(mutex_);
@@ -139,7 +132,6 @@ std::optional<Error> Doorkeeper::admit_source(std::unique_ptr<Call>& call) {
     taken_ = false;
     return std::move(answered.error());
   }
-  id_ = call->hello().id;
   source_ = std::move(call);
   changed_.notify_all();
   return {};

@@ -54,6 +54,7 @@ private:
     bool done = false; // under mutex_
   };
   void serve();
+  void make_room(const std::stop_token& stop);
   void greet(std::unique_ptr<Link> link);
   [[nodiscard]] std::optional<vmm::Error> admit(std::unique_ptr<Call>& call);
   [[nodiscard]] std::optional<vmm::Error> admit_source(std::unique_ptr<Call>& call);
@@ -69,7 +70,6 @@ private:
   std::mutex mutex_; // a leaf
   std::condition_variable_any changed_;
   std::list<Greeter> greeters_; // this and the following under mutex_
-  std::list<Link*> heard_;      // links of those who have not said hello
   std::optional<vmm::Error> closed_;
   bool taken_ = false; // a source was welcomed
   MigrationId id_{};
