@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What tests of migrating machines share: both sides in one process, as the command has them in two.
 //
-// So the destination can look at the source's machine in the moment in which it gets the right to run: the source is
-// held until it has heard that word, and nobody can change either of them.
+// So the destination can look at the source's machine in the moment in which it gets the right to run: the source
+// is held until it has heard that word, and nobody can change either of them.
 #pragma once
 
 #include <unistd.h>
@@ -55,10 +55,9 @@ public:
     auto listener = migrate::Listener::open("incoming", address.value(), false);
     listener_ = *std::move(listener);
     doorkeeper_.emplace("incoming", *listener_, [](const Error&) {});
-    destination_.emplace(*doorkeeper_,
-                         migrate::DestinationOptions{.operation = "incoming",
-                                                     .stop = stop_.get_token(),
-                                                     .tell = [](const std::string&) {}});
+    destination_.emplace(*doorkeeper_, migrate::DestinationOptions{.operation = "incoming",
+                                                                   .stop = stop_.get_token(),
+                                                                   .tell = [](const std::string&) {}});
     thread_ = std::jthread([this] { result_ = receive(); });
   }
   ~Arrival() { cancel(); }
@@ -199,9 +198,10 @@ protected:
     return sections;
   }
 
-  // Moves the guest, which is compared in the moment it goes. `disturb` is called on a thread of its own, from before
-  // the first call on, and must have returned by the time the source has ended or soon after.
-  Outcome move(Guest& guest, migrate::SourceOptions options = {}, const std::function<void(Journey&)>& disturb = {}) {
+  // Moves the guest, which is compared in the moment it goes. `disturb` is called on a thread of its own, from
+  // before the first call on, and must have returned by the time the source has ended or soon after.
+  Outcome move(Guest& guest, migrate::SourceOptions options = {},
+               const std::function<void(Journey&)>& disturb = {}) {
     Sections sent;
     Vm& from = *guest.vm;
     const std::string uri = "unix:" + folder_ + "/door" + std::to_string(++doors_);

@@ -173,8 +173,7 @@ TEST_F(MigrateStorm, WithVcpusThatComeAndGo) {
         (void)vm.online_cpu(1, in(seconds(5)));
     });
     if (!outcome.source) {
-      EXPECT_NE(outcome.source.error().reason.find("vCPUs"), std::string::npos)
-          << outcome.source.error().message();
+      EXPECT_NE(outcome.source.error().reason.find("vCPUs"), std::string::npos) << outcome.source.error().message();
     }
     ASSERT_NO_FATAL_FAILURE(expect_one_side(outcome, guest, before));
   }
