@@ -58,7 +58,7 @@ struct Bench {
         transmit(memory, kTransmitBase, size) {
     net.on_config_change([this] { ++told_gone; });
     for (int count = 0; count < 2; ++count)
-      queues.push_back(std::make_unique<Queue>(memory));
+      queues.push_back(std::make_unique<Queue>(memory, written));
   }
   void start(uint64_t features = kUsual, bool event_index = false) {
     queues[0]->start(receive.layout(event_index));
@@ -76,6 +76,7 @@ struct Bench {
   uint16_t link_status() const { return uint16_t(net.config()[6]); }
 
   GuestMemory memory = *GuestMemory::create(kMemoryBytes, MemoryBacking::kAnonymous);
+  WrittenPages written{memory.slots()};
   Net net;
   GuestRing receive;
   GuestRing transmit;
