@@ -202,7 +202,7 @@ std::expected<Bytes, vmm::Error> encode(const MachineFacts& message) {
   if (const char* const fault = fault_of(message))
     return cannot_send("the machine", fault);
   StateWriter to;
-  vmm::put_fields(to, message.streams, message.held, message.cpus, static_cast<uint32_t>(message.memory.size()));
+  vmm::put_fields(to, message.streams, message.cpus, static_cast<uint32_t>(message.memory.size()));
   for (const MemoryRegion& region : message.memory)
     vmm::put_fields(to, region.gpa, region.bytes);
   to.put(static_cast<uint32_t>(message.disks.size()));
@@ -221,7 +221,7 @@ std::expected<Bytes, vmm::Error> encode(const StateMessage& message) {
   if (fault != nullptr)
     return cannot_send("the state", fault);
   StateWriter to;
-  to.put(static_cast<uint32_t>(message.links.size()));
+  vmm::put_fields(to, message.held, static_cast<uint32_t>(message.links.size()));
   for (const LinkDigest& link : message.links)
     vmm::put_fields(to, link.number, link.frames, link.digest);
   put_sections(to, message.sections);
@@ -264,7 +264,7 @@ Decoded<vmm::Error> decode_refusal(std::string_view operation, ByteSpan payload)
 Decoded<MachineFacts> decode_machine(std::string_view operation, ByteSpan payload) {
   StateReader from(payload);
   MachineFacts facts;
-  vmm::get_fields(from, facts.streams, facts.held, facts.cpus);
+  vmm::get_fields(from, facts.streams, facts.cpus);
   const auto regions = from.get<uint32_t>();
   from.refuse_unless(regions <= kMaxRegions, "it has too many regions of memory");
   for (uint32_t number = 0; number < regions && from.left() > 0; ++number) {
@@ -296,6 +296,7 @@ Decoded<RoundMark> decode_round(std::string_view operation, ByteSpan payload) {
 Decoded<StateMessage> decode_state(std::string_view operation, ByteSpan payload) {
   StateReader from(payload);
   StateMessage state;
+  state.held = from.get_flag();
   const auto links = from.get<uint32_t>();
   from.refuse_unless(links <= kMaxLinks, "it tells of no links, or of too many");
   for (uint32_t number = 0; number < links && from.left() > 0; ++number) {

@@ -80,7 +80,6 @@ struct DiskFacts {
 
 struct MachineFacts {
   uint16_t streams = 1; // links that carry pages, the control link included; 16 at most
-  bool held = false;    // somebody had paused it: it is not to run at the destination either
   uint32_t cpus = 0;
   std::vector<MemoryRegion> memory;
   std::vector<DiskFacts> disks;
@@ -107,6 +106,7 @@ struct LinkDigest {
 };
 
 struct StateMessage {                      // Word::kPrepare
+  bool held = false;                       // somebody had paused it: it is not to run at the destination either
   std::vector<LinkDigest> links;           // each link that carries pages, by rising numbers from 0
   std::vector<vmm::StateSection> sections; // with the patch ledger
 
