@@ -14,6 +14,8 @@
 #include <cstring>
 #include <ctime>
 #include <functional>
+#include <memory>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -200,6 +202,28 @@ void measure_link(const char* what, const Ends& ends, Memory& from, Memory& to, 
     std::printf("... and it is NOT what was sent\n");
 }
 
+// What the socket itself takes: the same bytes, in pieces as large as a batch.
+void measure_bare_link(const char* what, const Ends& ends, Memory& from, Memory& to, int rounds) {
+  constexpr size_t kPiece = kBatchPages * kPageBytes;
+  const size_t bytes = from.count() * kPageBytes / kPiece * kPiece;
+  std::vector<Took> times;
+  for (int round = 0; round < rounds; ++round)
+    times.push_back(time_of([&] {
+      std::thread destination([&] {
+        for (size_t at = 0; at < bytes; at += kPiece)
+          if (!ends.destination->read({to.page(0) + at, kPiece}))
+            std::abort();
+      });
+      for (size_t at = 0; at < bytes; at += kPiece) {
+        const iovec part{from.page(0) + at, kPiece};
+        if (!ends.source->write(std::span(&part, 1)))
+          std::abort();
+      }
+      destination.join();
+    }));
+  report(what, bytes, times);
+}
+
 int run(size_t mib, int rounds) {
   std::printf("%zu MiB, median of %d rounds, one thread at each end\n", mib, rounds);
   Memory from(mib << 20);
@@ -208,6 +232,8 @@ int run(size_t mib, int rounds) {
   measure_writer("batches of data", from, rounds, 0, true);
   measure_writer("batches of what is unchanged", from, rounds, 0, false);
   measure_reader("data out of batches", from, to, rounds, 0);
+  measure_bare_link("bytes alone over a unix socket", unix_ends(), from, to, rounds);
+  measure_bare_link("bytes alone over TCP on the loopback", tcp_ends(), from, to, rounds);
   measure_link("data over a unix socket, end to end", unix_ends(), from, to, rounds);
   measure_link("data over TCP on the loopback, end to end", tcp_ends(), from, to, rounds);
   fill_with(from, 0);
