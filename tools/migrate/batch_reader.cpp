@@ -18,6 +18,10 @@ namespace {
 using ByteSpan = std::span<const std::byte>;
 using Reason = std::optional<std::string>; // what is wrong
 
+std::string describe(const PageRun& run) {
+  return "has a run of " + std::to_string(run.pages) + " pages at " + vmm::to_hex(run.gpa) + " that ";
+}
+
 struct FreeContext {
   void operator()(ZSTD_DCtx* context) const noexcept { ::ZSTD_freeDCtx(context); }
 };
@@ -53,12 +57,11 @@ struct BatchReader::Parts {
   [[nodiscard]] Reason take_runs(ByteSpan& payload, PageTarget& target);
   [[nodiscard]] Reason check_overlaps();
   [[nodiscard]] Reason take_data(bool compressed, ByteSpan payload);
-  [[nodiscard]] uint64_t put_in_place(PageTarget& target) const;
+  [[nodiscard]] Reason put_in_place(PageTarget& target, uint64_t& pages) const;
 
   uint64_t features = 0;
   BatchHead head;
   std::vector<PageRun> runs;
-  std::vector<std::span<std::byte>> places; // of each run
   std::vector<std::pair<uint64_t, uint64_t>> ranges;
   std::vector<std::byte> unpacked;
   std::unique_ptr<ZSTD_DCtx, FreeContext> context;
@@ -77,17 +80,13 @@ Reason BatchReader::Parts::take_runs(ByteSpan& payload, PageTarget& target) {
   runs.resize(head.runs);
   std::memcpy(runs.data(), payload.data(), runs.size() * sizeof(PageRun));
   payload = payload.subspan(runs.size() * sizeof(PageRun));
-  places.clear();
   uint64_t data_pages = 0;
   for (const PageRun& run : runs) {
     Reason wrong = check_run(run, head, features, data_pages);
-    if (!wrong) {
-      places.push_back(target.pages(vmm::Gpa{run.gpa}, run.pages));
-      if (places.back().size() != uint64_t{run.pages} * kPageBytes)
-        wrong = "is not all guest memory";
-    }
+    if (!wrong && !target.has(vmm::Gpa{run.gpa}, run.pages))
+      wrong = "is not all guest memory";
     if (wrong)
-      return "has a run of " + std::to_string(run.pages) + " pages at " + vmm::to_hex(run.gpa) + " that " + *wrong;
+      return describe(run) + *wrong;
   }
   if (data_pages != head.data_pages)
     return "has runs of " + std::to_string(data_pages) + " pages, and says that there are " +
@@ -134,29 +133,29 @@ Reason BatchReader::Parts::take_data(bool compressed, ByteSpan payload) {
   return {};
 }
 
-uint64_t BatchReader::Parts::put_in_place(PageTarget& target) const {
-  uint64_t pages = 0;
+// Only a target that breaks its word makes this fail.
+Reason BatchReader::Parts::put_in_place(PageTarget& target, uint64_t& pages) const {
   size_t next = 0;
-  for (size_t at = 0; at < runs.size(); ++at) {
-    const PageRun& run = runs[at];
-    std::byte* const to = places[at].data();
+  for (const PageRun& run : runs) {
+    const size_t size = run.pages * kPageBytes;
     pages += run.pages;
-    switch (run.kind) {
-    case RunKind::kData:
-      std::memcpy(to, data.data() + next, places[at].size());
-      next += places[at].size();
-      break;
-    case RunKind::kZeros:
+    if (run.kind == RunKind::kZeros) {
       if (!target.zero(vmm::Gpa{run.gpa}, run.pages))
-        std::memset(to, 0, places[at].size()); // pages() has said that it is all guest memory
-      break;
-    case RunKind::kCopies:
-      for (size_t page = 0; page < run.pages; ++page)
-        std::memcpy(to + page * kPageBytes, data.data() + run.source * kPageBytes, kPageBytes);
-      break;
+        return describe(run) + "cannot be put in place";
+      continue;
+    }
+    const std::span<std::byte> to = target.pages(vmm::Gpa{run.gpa}, run.pages);
+    if (to.size() != size)
+      return describe(run) + "cannot be put in place";
+    if (run.kind == RunKind::kData) {
+      std::memcpy(to.data(), data.data() + next, size);
+      next += size;
+    } else {
+      for (size_t at = 0; at < size; at += kPageBytes)
+        std::memcpy(to.data() + at, data.data() + run.source * kPageBytes, kPageBytes);
     }
   }
-  return pages;
+  return {};
 }
 
 BatchReader::BatchReader(uint64_t features) : parts_(std::make_unique<Parts>()) {
@@ -174,10 +173,13 @@ std::expected<uint64_t, vmm::Error> BatchReader::apply(std::string_view operatio
     wrong = parts.check_overlaps();
   if (!wrong)
     wrong = parts.take_data((flags & kFlagZstd) != 0, payload);
+  uint64_t pages = 0;
+  if (!wrong)
+    wrong = parts.put_in_place(target, pages);
   if (wrong)
     return std::unexpected(
         vmm::Error{std::string(operation), "a batch of pages", std::move(*wrong), vmm::Status::kRefused});
-  return parts.put_in_place(target);
+  return pages;
 }
 
 } // namespace stopvisor::migrate

@@ -40,7 +40,8 @@ uint16_t flags_of(FrameKind kind) noexcept {
 }
 
 bool may_begin(FrameKind kind) noexcept {
-  return kind == FrameKind::kHello || kind == FrameKind::kWelcome || kind == FrameKind::kRefusal;
+  return kind == FrameKind::kHello || kind == FrameKind::kWelcome || kind == FrameKind::kRefusal ||
+         kind == FrameKind::kAlive;
 }
 
 void count(FrameTally& tally, const Header& header) noexcept {
@@ -171,14 +172,16 @@ std::expected<void, vmm::Error> FrameReader::read_one(Frame& frame) {
   HeaderBytes raw;
   std::span<std::byte> rest(raw);
   Link::Reading how;
-  if (number_ == 0) { // patience for a stranger's first byte, and once more for all that follows
+  if (!knows_peer_ && !known_by_) { // patience for a stranger's first byte, and once more for all up to its hello
     if (auto begun = link_.read(rest.first(1)); !begun)
       return begun;
     if (raw.front() != std::byte(kMagic & 0xff)) // whoever says less than a header is answered as well
       return wrong("does not begin as one");
     rest = rest.subspan(1);
-    how = {.goes_on = true, .until = Link::Clock::now() + link_.patience()};
+    how.goes_on = true;
+    known_by_ = Link::Clock::now() + link_.patience();
   }
+  how.until = known_by_;
   if (auto header = link_.read(rest, how); !header)
     return header;
   Header header;
@@ -188,7 +191,7 @@ std::expected<void, vmm::Error> FrameReader::read_one(Frame& frame) {
     return wrong("does not begin as one");
   if (header.kind == 0 || header.kind > kMostSmallKind)
     return wrong("is of " + name_of(kind) + ", which there is not");
-  if (number_ == 0 && !may_begin(kind))
+  if (!knows_peer_ && !may_begin(kind))
     return wrong("is " + name_of(kind) + ", and nobody has said hello");
   if (header.number != number_)
     return wrong("says that it is number " + std::to_string(header.number));
@@ -203,6 +206,10 @@ std::expected<void, vmm::Error> FrameReader::read_one(Frame& frame) {
                                        ") is not what its checksum says: it was changed on its way"));
   frame.kind = kind;
   frame.flags = header.flags;
+  if (!knows_peer_ && kind != FrameKind::kAlive) {
+    knows_peer_ = true;
+    known_by_.reset();
+  }
   ++number_;
   count(tally_, header);
   return {};

@@ -82,10 +82,10 @@ class FrameReader {
 public:
   explicit FrameReader(Link& link) noexcept : link_(link) {}
   // The next frame that is not kAlive, into `frame`, whose payload's room is used again. The first one of a link is
-  // a kHello, kWelcome or kRefusal, and all of it comes within patience of its first byte. CONTEXT: one thread
-  // at a time; blocks. RETURNS: Link::read()'s errors; kFailed where it is no frame of ours: "does not speak our
-  // protocol", a kind, flag or length that cannot be, a checksum that is wrong (with the frame's number). The same
-  // from then on.
+  // a kHello, kWelcome or kRefusal, and comes within patience of the link's first byte, whatever trickles. CONTEXT:
+  // one thread at a time; blocks. RETURNS: Link::read()'s errors; kFailed where it is no frame of ours: "does not
+  // speak our protocol", a kind, flag or length that cannot be, a checksum that is wrong (with the frame's number).
+  // The same from then on.
   [[nodiscard]] std::expected<void, vmm::Error> read(Frame& frame);
   [[nodiscard]] const FrameTally& tally() const noexcept { return tally_; } // of what was read
 
@@ -97,7 +97,9 @@ private:
 
   Link& link_;
   FrameTally tally_;
-  uint64_t number_ = 0; // of the next frame, whatever its kind
+  uint64_t number_ = 0;                             // of the next frame, whatever its kind
+  bool knows_peer_ = false;                         // it has said hello, or answered ours
+  std::optional<Link::Clock::time_point> known_by_; // or it is given up
   std::optional<vmm::Error> error_;
 };
 

@@ -20,6 +20,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
+constexpr const char* kTooLate = "did not finish its message in time";
+
 bool is_socket(int fd) noexcept {
   int type = 0;
   socklen_t size = sizeof type;
@@ -124,7 +126,7 @@ Link::Result Link::wait_for(int fd, short events, Clock::time_point until, const
     break;
   }
   if (until < silent_at)
-    return std::unexpected(error("did not finish its message in time"));
+    return std::unexpected(error(kTooLate));
   return std::unexpected(error(what_it_did_not + (" for " + text_of(limit))));
 }
 
@@ -133,6 +135,8 @@ Link::Result Link::read_all(std::span<std::byte> to, const Reading& how) {
   while (!to.empty()) {
     if (is_cut())
       return std::unexpected(error("was cut"));
+    if (how.until && Clock::now() >= *how.until) // also of a peer that sends without end
+      return std::unexpected(error(kTooLate));
     const ssize_t got = in_is_socket_ ? ::recv(in_.get(), to.data(), to.size(), MSG_DONTWAIT)
                                       : ::read(in_.get(), to.data(), to.size());
     if (got > 0) {

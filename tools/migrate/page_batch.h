@@ -90,8 +90,10 @@ private:
 class PageTarget {
 public:
   virtual ~PageTarget() = default;
-  // Host memory of [gpa, gpa + pages * 4096), which will be written, if at all, before apply() returns; empty where
-  // it is not all guest memory, or not of one region. Asked of each run before anything is put in place.
+  // Whether [gpa, gpa + pages * 4096) is guest memory, all of it of one region. Asked of each run before anything
+  // is put in place: so whoever keeps a record of what is written overrides it.
+  [[nodiscard]] virtual bool has(vmm::Gpa gpa, uint64_t pages) noexcept { return !this->pages(gpa, pages).empty(); }
+  // Host memory of it, to be written now; empty where it is not.
   [[nodiscard]] virtual std::span<std::byte> pages(vmm::Gpa gpa, uint64_t pages) noexcept = 0;
   // These pages are zeros; false where they are not all guest memory.
   [[nodiscard]] virtual bool zero(vmm::Gpa gpa, uint64_t pages) noexcept = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Messages on a link: what was said comes as it was, anything else is refused before it is used.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <optional>
 #include <thread>
@@ -199,7 +200,7 @@ TEST(Frame, WhatIsNoneOfOursIsNamed) {
   EXPECT_EQ(refusal([](Raw& raw) { raw.kind = 12; }), ours + "is of kind 12, which there is not");
   EXPECT_EQ(refusal([](Raw& raw) { raw.kind = 0xffff; }), ours + "is of kind 65535, which there is not");
   EXPECT_EQ(refusal([](Raw& raw) { raw.kind = 6; }), ours + "is pages, and nobody has said hello");
-  EXPECT_EQ(refusal([](Raw& raw) { raw.kind = 11; }), ours + "is a sign of life, and nobody has said hello");
+  EXPECT_EQ(refusal([](Raw& raw) { raw.kind = 11; }), ours + "(a sign of life) is too long: 5 bytes");
   EXPECT_EQ(refusal([](Raw& raw) { raw.flags = 1; }), ours + "(a hello) has flags that there are not");
   EXPECT_EQ(refusal([](Raw& raw) { raw.zero = 1; }), ours + "(a hello) has flags that there are not");
   EXPECT_EQ(refusal([](Raw& raw) { raw.number = 1; }), ours + "says that it is number 1");
@@ -218,8 +219,26 @@ TEST(Frame, AStrangerIsAnsweredThoughItSaysLessThanAHeader) {
   ASSERT_TRUE(write(*pair.one, "QUIT\r\n"));
   FrameReader reader(*pair.other);
   Frame frame;
-  EXPECT_EQ(reader.read(frame).error().reason,
-            "does not speak our protocol: its message 0 does not begin as one");
+  EXPECT_EQ(reader.read(frame).error().reason, "does not speak our protocol: its message 0 does not begin as one");
+}
+
+TEST(Frame, SignsOfLifeMayComeFirstAndAreNoHello) {
+  Pair pair;
+  FrameWriter writer(*pair.one);
+  for (int time = 0; time < 3; ++time)
+    ASSERT_TRUE(writer.write(FrameKind::kAlive, Bytes()));
+  ASSERT_TRUE(writer.write(FrameKind::kWelcome, Bytes()));
+  FrameReader reader(*pair.other);
+  Frame frame;
+  ASSERT_TRUE(reader.read(frame));
+  EXPECT_EQ(frame.kind, FrameKind::kWelcome);
+  Pair other;
+  FrameWriter stranger(*other.one);
+  ASSERT_TRUE(stranger.write(FrameKind::kAlive, Bytes()));
+  ASSERT_TRUE(stranger.write(FrameKind::kPages, Bytes()));
+  FrameReader refuses(*other.other);
+  EXPECT_EQ(refuses.read(frame).error().reason,
+            "does not speak our protocol: its message 1 is pages, and nobody has said hello");
 }
 
 TEST(Frame, ALengthAloneMakesNoRoom) {
@@ -250,16 +269,15 @@ TEST(Frame, AnEndInAPayloadIsOneInAMessage) {
   EXPECT_EQ(read_all(stream).first, "hung up in the middle of a message");
 }
 
-TEST(Frame, TheFirstHasToBeWholeInTimeThoughItsPeerTrickles) {
+// A stranger that says something now and then, and no hello. Without the limit this would not end.
+void expect_given_up(const Bytes& said, size_t piece, milliseconds pace) {
   Pair pair;
-  const Bytes hello =
-      recorded([](FrameWriter& writer) { EXPECT_TRUE(writer.write(FrameKind::kHello, bytes_of("hello"))); });
   pair.other->set_patience(milliseconds(60));
   std::atomic<bool> over = false;
   std::thread trickles([&] {
-    for (size_t at = 0; at < hello.size() && !over.load(std::memory_order_relaxed); ++at) {
-      EXPECT_TRUE(write(*pair.one, std::span(hello).subspan(at, 1)));
-      EXPECT_FALSE(pair.one->readable_within(milliseconds(20))); // the pace of it
+    for (size_t at = 0; !over.load(std::memory_order_relaxed); at = (at + piece) % said.size()) {
+      EXPECT_TRUE(write(*pair.one, std::span(said).subspan(at, piece)));
+      EXPECT_FALSE(pair.one->readable_within(pace));
     }
   });
   FrameReader reader(*pair.other);
@@ -271,6 +289,20 @@ TEST(Frame, TheFirstHasToBeWholeInTimeThoughItsPeerTrickles) {
   EXPECT_TRUE(read.error().reason == "did not finish its message in time" ||
               read.error().reason == "said nothing for 60 ms") // where this host is that slow
       << read.error().reason;
+}
+
+TEST(Frame, AStrangerThatTricklesIsGivenUp) {
+  const Bytes hello =
+      recorded([](FrameWriter& writer) { EXPECT_TRUE(writer.write(FrameKind::kHello, Bytes(1'000))); });
+  expect_given_up(hello, 1, milliseconds(20));
+}
+
+TEST(Frame, AStrangerThatOnlyShowsThatItLivesIsGivenUp) {
+  const Bytes alive = recorded([](FrameWriter& writer) {
+    for (int time = 0; time < 200; ++time) // numbered as they have to be
+      EXPECT_TRUE(writer.write(FrameKind::kAlive, Bytes()));
+  });
+  expect_given_up(alive, kFrameHeaderBytes, milliseconds(5));
 }
 
 TEST(Frame, ASilentPeerAndACutAreTheLinksErrors) {

@@ -5,11 +5,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <expected>
 #include <filesystem>
 #include <memory>
@@ -40,15 +42,18 @@ inline std::string text_of(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 // Bytes that no two neighbouring pieces have alike.
-inline Bytes pattern(size_t size, unsigned seed = 1) {
+inline Bytes pattern(size_t size, uint64_t seed = 1) {
   Bytes bytes(size);
-  uint32_t value = seed;
-  for (std::byte& byte : bytes) {
-    value = value * 1664525 + 1013904223;
-    byte = static_cast<std::byte>(value >> 24);
+  uint64_t value = seed;
+  for (size_t at = 0; at < size; at += sizeof value) {
+    value = value * 6364136223846793005 + 1442695040888963407;
+    const uint64_t mixed = value ^ value >> 29;
+    std::memcpy(bytes.data() + at, &mixed, std::min(size - at, sizeof mixed));
   }
   return bytes;
 }
+// What a byte is changed with: each bit, some of them, all of them.
+inline constexpr std::array<uint8_t, 10> kChanges{1, 2, 4, 8, 16, 32, 64, 128, 0x55, 0xff};
 
 struct SocketPair {
   SocketPair() {
