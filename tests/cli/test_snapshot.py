@@ -274,6 +274,36 @@ class Snapshot(VmCase):
         self.good("snapshot", "verify", self.place)
         self.assertFalse([name for name in self.left_behind() if name.startswith("vm2")])
 
+    def test_one_that_was_put_in_anothers_place_is_refused_where_its_id_is_expected(self):
+        key = os.path.join(self.runtime, "key")
+        with open(key, "wb") as file:
+            file.write(os.urandom(32))
+        ids = {}
+        for name in ("monday", "tuesday"):
+            place = os.path.join(self.runtime, name)
+            made = json.loads(self.good("snapshot", "create", "vm1", place, "--key", key, "--json"))
+            ids[name] = json.loads(self.good("snapshot", "info", place, "--json"))["id"]
+            self.assertEqual(made["id"], ids[name])
+            self.assertIn(f"id:       {ids[name]}\n", self.good("snapshot", "info", place))
+        monday, tuesday, aside = (os.path.join(self.runtime, name) for name in ("monday", "tuesday", "aside"))
+        for old, new in ((monday, aside), (tuesday, monday), (aside, tuesday)):
+            os.rename(old, new)
+        verify = ("snapshot", "verify", tuesday, "--key", key)
+        restore = ("run", "--restore", tuesday, "--key", key, "--name", "vm2", "--detach")
+        self.good(*verify)  # the key does not say which
+        for words in (verify, restore):
+            self.assertIn(f"{tuesday}/manifest.json: is of snapshot {ids['monday']}, and {ids['tuesday']} is expected",
+                          self.refused(3, *words, "--expect-id", ids["tuesday"]))
+            self.assertIn("--expect-id: xy: is no id", self.refused(2, *words, "--expect-id", "xy"))
+            self.good(*words, "--expect-id", ids["monday"])
+        self.pids.append(self.status("vm2")["pid"])
+        self.good("snapshot", "create", "vm1", aside, "--parent", tuesday, "--key", key)
+        newest = json.loads(self.good("snapshot", "info", aside, "--json"))["id"]
+        self.good("snapshot", "verify", aside, "--key", key, "--expect-id", newest)
+        self.assertIn("is expected", self.refused(3, "snapshot", "verify", aside, "--key", key, "--expect-id", ids["monday"]))
+        self.assertIn("goes with --restore", self.refused(2, "run", "--expect-id", ids["monday"]))
+        self.assertIn("is for 'snapshot verify'", self.refused(2, "snapshot", "info", tuesday, "--expect-id", ids["monday"]))
+
     def test_info_tells_what_it_is_of(self):
         self.good("snapshot", "create", "vm1", self.place, "--compress")
         shown = self.good("snapshot", "info", self.place)

@@ -45,7 +45,10 @@ std::string mismatch(const Snapshot& child, const Snapshot& parent) {
 } // namespace
 
 std::expected<void, vmm::Error> Chain::add(const std::string& directory, const OpenOptions& options) {
-  auto snapshot = Snapshot::open(directory, options);
+  OpenOptions own = options;
+  if (!members_.empty())
+    own.expected.reset(); // mismatch() knows which parent
+  auto snapshot = Snapshot::open(directory, own);
   if (!snapshot)
     return std::unexpected(std::move(snapshot.error()));
   if (!members_.empty())

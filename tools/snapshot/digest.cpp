@@ -134,6 +134,15 @@ bool from_hex(std::string_view text, std::span<std::byte> to) {
   return true;
 }
 
+std::expected<Id, vmm::Error> parse_id(std::string_view operation, std::string_view text) {
+  Id id{};
+  if (!from_hex(text, id))
+    return std::unexpected(vmm::Error{std::string(operation), std::string(text.substr(0, 60)),
+                                      "is no id: one has 32 hexadecimal digits, as 'snapshot info' shows it",
+                                      vmm::Status::kUsage});
+  return id;
+}
+
 Key::~Key() {
   ::sodium_memzero(bytes_.data(), bytes_.size());
 }

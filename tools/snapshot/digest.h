@@ -28,6 +28,8 @@ using ByteSpan = std::span<const std::byte>;
 [[nodiscard]] Hash digest_of(ByteSpan bytes) noexcept;
 [[nodiscard]] bool same_hash(const Hash& one, const Hash& other) noexcept; // takes as long whether or not
 [[nodiscard]] Id random_id() noexcept;
+// As users write it: 32 hexadecimal digits. RETURNS: kUsage.
+[[nodiscard]] std::expected<Id, vmm::Error> parse_id(std::string_view operation, std::string_view text);
 
 [[nodiscard]] std::string hex_text(ByteSpan bytes);
 [[nodiscard]] std::string hex_text(uint64_t number); // 16 digits

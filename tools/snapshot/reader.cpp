@@ -98,6 +98,9 @@ std::expected<void, vmm::Error> Snapshot::open_seal() {
   manifest_ = *std::move(manifest);
   if (manifest_.sealed != seal->mac.has_value())
     return std::unexpected(error(kSealName, "has a MAC or not, and the manifest says otherwise"));
+  if (options_.expected && *options_.expected != manifest_.id)
+    return std::unexpected(error(kManifestName, "is of snapshot " + hex_text(manifest_.id) + ", and " +
+                                                    hex_text(*options_.expected) + " is expected"));
   return {};
 }
 

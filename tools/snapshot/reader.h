@@ -20,7 +20,8 @@ namespace stopvisor::snapshot {
 struct OpenOptions {
   std::string_view operation = "snapshot verify"; // must outlive what is opened
   const Key* key = nullptr;                       // the same
-  bool unchecked = false; // a sealed snapshot may be opened without a key; its MACs are not checked then
+  bool unchecked = false;          // a sealed snapshot may be opened without a key; its MACs are not checked then
+  std::optional<Id> expected = {}; // which one it must be; of a chain, the newest
 };
 
 // CONTEXT: any thread after open(); several may read.
@@ -28,7 +29,8 @@ class Snapshot {
 public:
   // Checks the seal, the manifest, and the small files; not yet the memory.
   // RETURNS: kFailed where a file is not there or cannot be read; kRefused for whatever is wrong in it, where a key
-  // is given and the snapshot is not sealed or is with another one, and where it is sealed and no key is given.
+  // is given and the snapshot is not sealed or is with another one, where it is sealed and no key is given, and
+  // where it is not the one that is expected.
   [[nodiscard]] static std::expected<Snapshot, vmm::Error> open(const std::string& directory,
                                                                 const OpenOptions& options);
 

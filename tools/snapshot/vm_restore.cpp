@@ -48,7 +48,8 @@ std::expected<vmm::VmConfig, vmm::Error> config_of(const Snapshot& snapshot) {
 std::expected<Restoration, vmm::Error> Restoration::open(const RestoreOptions& options) {
   auto kept = std::make_unique<RestoreOptions>(options);
   const std::optional<Key>& key = kept->key;
-  auto chain = Chain::open(kept->directory, {.operation = kOperation, .key = key ? &*key : nullptr});
+  auto chain = Chain::open(kept->directory,
+                           {.operation = kOperation, .key = key ? &*key : nullptr, .expected = kept->expected});
   if (!chain)
     return std::unexpected(std::move(chain.error()));
   if (kept->share && kept->key)

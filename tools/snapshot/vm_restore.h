@@ -21,7 +21,8 @@ enum class Verify { kStart, kTouch };
 
 struct RestoreOptions {
   std::string directory;
-  std::optional<Key> key{}; // of a snapshot that is sealed with one
+  std::optional<Key> key{};     // of a snapshot that is sealed with one
+  std::optional<Id> expected{}; // which snapshot it must be, where its directory may be another's
   Verify verify = Verify::kStart;
   // The file is mapped, so that all who do so share its pages until they write them. For a snapshot that is raw,
   // full and has no key, as pages that are not in memory yet follow the file. With kStart.

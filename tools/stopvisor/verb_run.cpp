@@ -115,6 +115,8 @@ public:
                      "stdio, none or file:PATH (default stdio; none with --detach or --json)");
     arguments.option("--restore", restore_, "DIR", "Go on from a snapshot, which describes the whole machine");
     arguments.option("--key", key_, "FILE", "The key the snapshot is sealed with");
+    arguments.option("--expect-id", expect_id_, "ID",
+                     "With --restore: only this snapshot, as 'snapshot info' shows its id");
     arguments.flag("--disks-as-they-are", disks_as_they_are_,
                    "With --restore: go on also with images that were written since the snapshot");
     arguments.option("--verify", verify_, "WHEN",
@@ -151,7 +153,8 @@ public:
 private:
   std::expected<vmm::VmConfig, Error> make_config(bool json) {
     for (const auto& [option, given] :
-         std::array<std::pair<const char*, bool>, 6>{{{"--key", key_.has_value()},
+         std::array<std::pair<const char*, bool>, 7>{{{"--key", key_.has_value()},
+                                                      {"--expect-id", expect_id_.has_value()},
                                                       {"--disks-as-they-are", disks_as_they_are_},
                                                       {"--verify", verify_.has_value()},
                                                       {"--clock", clock_.has_value()},
@@ -197,6 +200,12 @@ private:
       if (!key)
         return std::unexpected(key.error());
       options.key = *key;
+    }
+    if (expect_id_) {
+      const auto id = snapshot::parse_id("run: --expect-id", *expect_id_);
+      if (!id)
+        return std::unexpected(id.error());
+      options.expected = *id;
     }
     auto opened = snapshot::Restoration::open(options);
     if (!opened)
@@ -539,6 +548,7 @@ private:
   std::optional<std::string> keep_;
   std::optional<std::string> restore_;
   std::optional<std::string> key_;
+  std::optional<std::string> expect_id_;
   std::optional<std::string> verify_;
   std::optional<std::string> clock_;
   std::optional<std::string> machine_;

@@ -87,6 +87,7 @@ public:
                      "create: write only what is not as in this snapshot, which is kept");
     arguments.flag("--compress", compress_, "create, chain merge, chain rebase: compress memory (zstd)");
     arguments.option("--key", key_, "FILE", "Seal what is written, and check what is read, with this key");
+    arguments.option("--expect-id", expect_id_, "ID", "verify: only this snapshot, as 'info' shows its id");
     arguments.flag("--disks", disks_, "create: with the images of the disks that the guest can write");
     arguments.flag("--resume", resume_, "create: let the guest go afterwards, as 'resume' does");
     arguments.flag("--keep-held", keep_held_, "create: leave the guest held, as 'pause' does");
@@ -139,6 +140,8 @@ private:
                                        "memory is written cannot be kept held"));
     if (parent_ && action_ != "create")
       return std::unexpected(usage("--parent", "is for 'snapshot create'; see also 'snapshot chain rebase'"));
+    if (expect_id_ && action_ != "verify")
+      return std::unexpected(usage("--expect-id", "is for 'snapshot verify' and 'run --restore'"));
     if (resume_ && keep_held_)
       return std::unexpected(usage("", "--resume and --keep-held exclude each other"));
     if (compress_ && !action.writes)
@@ -236,7 +239,8 @@ private:
     uint64_t memory = 0;
     for (const snapshot::Region& region : manifest.regions)
       memory += region.bytes;
-    std::string text = "of:       " + manifest.vm + "\nmade:     " + when(manifest.created_unix_ns) +
+    std::string text = "id:       " + snapshot::hex_text(manifest.id) + "\nof:       " + manifest.vm +
+                       "\nmade:     " + when(manifest.created_unix_ns) +
                        "\nkind:     " + (manifest.parent ? "incremental" : "full") +
                        (manifest.encoding == snapshot::Encoding::kZstd ? ", compressed" : "") +
                        (manifest.sealed ? *key ? ", sealed" : ", sealed (not checked: no --key)" : "") +
@@ -256,7 +260,14 @@ private:
     const auto key = read_key();
     if (!key)
       return std::unexpected(key.error());
-    const auto chain = snapshot::Chain::open(words_[0], {.operation = operation_, .key = key->get()});
+    snapshot::OpenOptions options{.operation = operation_, .key = key->get()};
+    if (expect_id_) {
+      const auto id = snapshot::parse_id(operation_ + ": --expect-id", *expect_id_);
+      if (!id)
+        return std::unexpected(id.error());
+      options.expected = *id;
+    }
+    const auto chain = snapshot::Chain::open(words_[0], options);
     if (!chain)
       return std::unexpected(chain.error());
     if (auto good = do_long_work(operation_,
@@ -353,7 +364,7 @@ private:
   std::string action_;
   std::string operation_; // outlives what is opened
   std::vector<std::string> words_;
-  std::optional<std::string> key_, parent_, timeout_;
+  std::optional<std::string> key_, parent_, timeout_, expect_id_;
   bool compress_ = false;
   bool disks_ = false;
   bool live_ = false;
