@@ -294,6 +294,7 @@ void Destination::act(const Turn& turn, vmm::Vm& vm, const DestinationSteps& ste
   if (turn.drop_guest)
     vm.request_end({vmm::EndKind::kRequested, ""});
   if (side_.state() == DestinationSide::State::kOrphaned && view().phase != DestinationPhase::kOrphaned) {
+    control_->link().cut(); // it may carry our signs of life still: a source that hears them does not call again
     enter(DestinationPhase::kOrphaned);
     keep_until_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(options_.keep);
     options_.tell("the link to the source broke when all was ready (" + (reason_ ? reason_->reason : "") +

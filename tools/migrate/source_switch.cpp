@@ -254,6 +254,7 @@ void Source::Switch::go_on_here() {
 
 void Source::Switch::enter_doubt() {
   in_doubt_ = true;
+  connection_.control->link().cut(); // it may carry our signs of life still: nobody is to wait for more of it
   {
     const std::lock_guard guard(source_.shared_->mutex);
     source_.shared_->view.phase = SourcePhase::kDoubt;
