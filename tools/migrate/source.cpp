@@ -42,6 +42,8 @@ public:
       });
   }
   [[nodiscard]] std::stop_token token() const noexcept { return source_.get_token(); }
+  // The time does not count from now on. It may have been over before.
+  void lift() noexcept { thread_ = {}; }
 
 private:
   std::stop_source source_;
@@ -138,6 +140,8 @@ std::expected<SourceFigures, Error> Source::run() {
   auto done = connect(connection);
   if (done)
     done = copy(connection);
+  else if (auto goes_on = check_goes_on(); !goes_on) // and not that a link was cut for it
+    done = std::move(goes_on);
   if (!done) {
     if (connection.control) // it is told why nothing more comes
       connection.control->refuse(done.error());
@@ -265,7 +269,7 @@ std::expected<void, Error> Source::copy(Connection& connection) {
   std::optional<Clock::time_point> end;
   if (options_.timeout)
     end = begin_ + std::chrono::duration_cast<Clock::duration>(*options_.timeout);
-  const Limit limit(end, around_.stop);
+  Limit limit(end, around_.stop);
   std::vector<Call*> calls{connection.control.get()};
   for (const auto& stream : connection.streams)
     calls.push_back(stream.get());
@@ -326,6 +330,9 @@ std::expected<void, Error> Source::copy(Connection& connection) {
   // What the stop would have to wait for otherwise.
   if (auto flushed = vm_.flush_disks(); !flushed)
     return flushed;
+  limit.lift(); // it is for what comes before the switch
+  if (limit.token().stop_requested())
+    return std::unexpected(why(error("was cancelled")));
   return hand_over(connection);
 }
 

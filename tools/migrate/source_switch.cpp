@@ -150,6 +150,11 @@ void Source::Switch::look_around() {
 }
 
 void Source::Switch::hear(SourceEvent event) {
+  if (in(SourceSide::State::kWaits)) { // what was asked for by now comes before a commit
+    look_around();
+    if (outcome_)
+      return;
+  }
   if (event.word)
     return obey(*event.word, event.other);
   if (event.link != connection_.generation) // of a link that was given up
