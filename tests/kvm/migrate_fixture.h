@@ -216,9 +216,13 @@ protected:
                            {.holds = guest.holds(),
                             .progress = &journey.progress,
                             .stop = journey.stop.get_token(),
-                            .begin_phase = [](const char*) {},
+                            .begin_phase = [&](const char* phase) { at_phase_(phase); },
                             .tell = [](const std::string&) {},
-                            .add_state = [&](Sections& sections) { sent = sections; }});
+                            .add_state =
+                                [&](Sections& sections) {
+                                  sent = sections;
+                                  at_state_(journey);
+                                }});
     journey.source = &source;
     std::optional<std::jthread> disturbing;
     if (disturb)
@@ -244,6 +248,9 @@ protected:
     ASSERT_FALSE(arrived_held_);
     goes_on(*guest.vm);
   }
+
+  std::function<void(std::string_view)> at_phase_ = [](std::string_view) {};
+  std::function<void(Journey&)> at_state_ = [](Journey&) {}; // under the switch's stop, before the state is sent
 
   std::string folder_;
   unsigned doors_ = 0;

@@ -218,6 +218,46 @@ TEST_F(MigrateStorm, OfDestinationsThatAreCalledOff) {
   std::printf("             %u of %u were moved before\n", moved_, count);
 }
 
+// What is asked for before the destination has said that it is ready is heard before the guest is given away.
+TEST_F(MigrateStorm, HearsOfACancelBeforeItCommits) {
+  Guest guest = small(2);
+  ASSERT_NE(guest.vm, nullptr);
+  const Vm* const before = guest.vm.get();
+  at_state_ = [](Journey& journey) { journey.stop.request_stop(); };
+  const Outcome outcome = move(guest);
+  ASSERT_FALSE(outcome.source.has_value());
+  EXPECT_EQ(outcome.source.error().reason, "was cancelled");
+  ASSERT_NO_FATAL_FAILURE(expect_one_side(outcome, guest, before));
+}
+TEST_F(MigrateStorm, HearsOfAnEndBeforeItCommits) {
+  Guest guest = small(2);
+  ASSERT_NE(guest.vm, nullptr);
+  at_state_ = [&](Journey&) { guest.vm->request_end({EndKind::kRequested, ""}); };
+  const Outcome outcome = move(guest);
+  ASSERT_FALSE(outcome.source.has_value());
+  EXPECT_EQ(outcome.source.error().reason, "the VM ended meanwhile");
+  ASSERT_FALSE(outcome.destination.has_value());
+  EXPECT_NE(outcome.destination.error().reason.find("the guest never ran here"), std::string::npos)
+      << outcome.destination.error().message();
+}
+TEST_F(MigrateStorm, IsNotOverForATimeThatIsOverOnceItSwitches) {
+  Guest guest = small(2);
+  ASSERT_NE(guest.vm, nullptr);
+  migrate::SourceOptions options;
+  options.timeout = seconds(3);
+  options.max_downtime = seconds(10);
+  const auto over = stopper::Clock::now() + milliseconds(3500);
+  at_phase_ = [&](std::string_view phase) {
+    if (phase == "handing over") // nobody is waited for: it is the time itself that is to pass
+      std::this_thread::sleep_until(over);
+  };
+  const Outcome outcome = move(guest, options);
+  if (!outcome.source && outcome.source.error().status == Status::kBusy)
+    GTEST_SKIP() << "this host is too slow to begin the switch in time: " << outcome.source.error().message();
+  ASSERT_TRUE(outcome.source.has_value()) << outcome.source.error().message();
+  goes_on(*guest.vm);
+}
+
 // Its guest may have been given away by then, but never goes on here.
 TEST_F(MigrateStorm, OfMachinesThatEnd) {
   const uint32_t count = migrations(4, 12, 100);

@@ -27,6 +27,8 @@ struct Bounds {
   unsigned deaths = 0;
   bool has_operator = false;
   bool has_limit = false; // the destination gives up by itself
+  bool cancels = false;   // the source is asked once to take the guest back, whatever it has said
+  bool has_disks = false; // that the destination may not get at the commit
 };
 
 // Everything there is at one moment. Words that are under way when a link breaks may arrive or not.
@@ -40,6 +42,7 @@ struct World {
   bool ran_at_destination = false;
   bool source_let_go = false;
   bool operator_spoke = false;
+  bool cancelled = false;
   std::array<std::deque<Word>, kLinks> to_destination;
   std::array<std::deque<Word>, kLinks> to_source;
   std::array<bool, kLinks> broken{};
@@ -52,7 +55,7 @@ struct World {
   [[nodiscard]] std::string key() const {
     std::string text{static_cast<char>(source.state()), static_cast<char>(destination.state())};
     for (const bool flag : {source_dead, destination_dead, source_guest, destination_guest, ran_at_destination,
-                            source_let_go, operator_spoke})
+                            source_let_go, operator_spoke, cancelled})
       text += flag ? '1' : '0';
     for (size_t link = 0; link < kLinks; ++link) {
       text += broken[link] ? '|' : ':';
@@ -150,6 +153,12 @@ private:
       const Turn turn = next.source.give_up();
       at_source(std::move(next), turn, "source gives up");
     }
+    if (bounds_.cancels && !world.cancelled && world.source.state() == Source::kDecided) {
+      World next = world;
+      next.cancelled = true;
+      const Turn turn = next.source.give_up();
+      at_source(std::move(next), turn, "source is cancelled");
+    }
     if (world.source.state() == Source::kDoubts && world.dialled < kLinks) {
       for (const bool go_on : {false, true}) {
         World next = world;
@@ -170,6 +179,7 @@ private:
         const Turn turn = next.destination.hear(word, whole);
         at_destination(std::move(next), turn, "destination hears " + std::to_string(static_cast<int>(word)));
       }
+      steps_without_disks(world);
     }
     if (world.broken[world.heard] &&
         (world.destination.state() == Destination::kLoads || world.destination.state() == Destination::kReady)) {
@@ -190,6 +200,18 @@ private:
       const Turn turn = next.destination.give_up();
       at_destination(std::move(next), turn, "destination gives up");
     }
+  }
+  // It hears that the guest is its own, and cannot have the disks.
+  void steps_without_disks(const World& world) {
+    const auto state = world.destination.state();
+    const auto& words = world.to_destination[world.heard];
+    if (!bounds_.has_disks || words.front() != Word::kCommit ||
+        (state != Destination::kReady && state != Destination::kOrphaned))
+      return;
+    World next = world;
+    next.to_destination[next.heard].pop_front();
+    const Turn turn = next.destination.give_up();
+    at_destination(std::move(next), turn, "destination cannot have the disks");
   }
   void steps_of_others(const World& world) {
     if (world.breaks < bounds_.breaks && !world.broken[world.link()]) {
@@ -262,8 +284,13 @@ TEST(Handover, OneSideRunsTheGuestWhoeverDies) {
 TEST(Handover, OperatorEndsEveryDoubt) {
   EXPECT_GT(Explorer({.deaths = 2, .has_operator = true, .has_limit = true}).worlds(), 5000U);
 }
+TEST(Handover, OneSideRunsTheGuestThatIsCancelledOrHasNoDisks) {
+  EXPECT_GT(Explorer({.cancels = true, .has_disks = true}).worlds(), 1000U);
+  EXPECT_GT(Explorer({.deaths = 1, .has_operator = true, .cancels = true, .has_disks = true}).worlds(), 10000U);
+}
 TEST(Handover, SettlesWhereTheLastLinkHolds) {
   EXPECT_GT(Explorer({.breaks = kLinks - 1}).worlds(), 300U);
+  EXPECT_GT(Explorer({.breaks = kLinks - 1, .cancels = true, .has_disks = true}).worlds(), 500U);
 }
 
 TEST(Handover, IsThreeWordsAndTheirAnswersWhereNothingGoesWrong) {
