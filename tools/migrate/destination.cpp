@@ -276,8 +276,11 @@ void Destination::hear_word(Word word, vmm::Vm& vm, const DestinationSteps& step
       reason_ = locked.error();
       return act(side_.give_up(), vm, steps);
     }
-  if (word == Word::kAbandon && undecided && !reason_)
-    reason_ = error("the source took the guest back");
+  if (word == Word::kAbandon && undecided) {
+    if (!reason_)
+      reason_ = error("the source took the guest back");
+    needs_no_answer_ = generation_ == 0; // it has not said commit: the guest goes on there already
+  }
   act(side_.hear(word), vm, steps);
 }
 
@@ -345,6 +348,8 @@ void Destination::answer_from_now_on() {
 // The guest will never run here. A source that has heard so hangs up; one that is in doubt and can be reached calls
 // within a second or two, and what it would hear from nobody any more, it would have to ask its operator.
 void Destination::answer_for_a_while() {
+  if (needs_no_answer_)
+    return;
   const auto until = Clock::now() + kAnswersFor;
   for (bool hung_up = false; Clock::now() < until && !(hung_up && told_);)
     if (auto event = events_.next(Clock::now() + kLook))

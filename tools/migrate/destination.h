@@ -127,7 +127,8 @@ private:
   uint64_t generation_ = 0;
   std::unique_ptr<Ear> ear_;
   std::optional<vmm::Error> reason_;
-  bool told_ = false; // our last word was written to the link that is there
+  bool told_ = false;            // our last word was written to the link that is there
+  bool needs_no_answer_ = false; // the source knows without us
   std::chrono::steady_clock::time_point keep_until_{};
 
   mutable std::mutex mutex_; // a leaf
