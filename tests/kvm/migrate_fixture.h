@@ -5,15 +5,13 @@
 // is held until it has heard that word, and nobody can change either of them.
 #pragma once
 
-#include <unistd.h>
-
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <random>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -21,12 +19,10 @@
 #include <utility>
 #include <vector>
 
+#include "tests/kvm/arrival.h"
 #include "tests/kvm/state_fixture.h"
 #include "tests/sanitized.h"
-#include "tools/migrate/destination.h"
-#include "tools/migrate/doorkeeper.h"
 #include "tools/migrate/source.h"
-#include "vmm/control/api.h"
 
 namespace stopvisor::vmm::testing {
 
@@ -38,77 +34,6 @@ inline uint32_t migrations(uint32_t quick, uint32_t full, uint32_t thorough) {
   const std::string_view word = mode == nullptr ? "quick" : mode;
   return word == "long" ? thorough : word == "full" ? full : quick;
 }
-
-// A VM and the book of who holds it.
-struct Guest {
-  std::unique_ptr<Vm> vm;
-  std::unique_ptr<Api> api; // goes first
-  [[nodiscard]] Holds& holds() const { return api->context().holds; }
-};
-
-// Where a guest arrives, as `run --incoming` has it (tools/stopvisor/incoming_process.cpp), on a thread of its own.
-class Arrival {
-public:
-  // `look` is called when the right to run the guest has come, before its first instruction here.
-  Arrival(const std::string& uri, std::function<void(Vm&)> look) : look_(std::move(look)) {
-    const auto address = migrate::parse_address("incoming", uri, migrate::Side::kDestination);
-    auto listener = migrate::Listener::open("incoming", address.value(), false);
-    listener_ = *std::move(listener);
-    doorkeeper_.emplace("incoming", *listener_, [](const Error&) {});
-    destination_.emplace(*doorkeeper_, migrate::DestinationOptions{.operation = "incoming",
-                                                                   .stop = stop_.get_token(),
-                                                                   .tell = [](const std::string&) {}});
-    thread_ = std::jthread([this] { result_ = receive(); });
-  }
-  ~Arrival() { cancel(); }
-  Arrival(const Arrival&) = delete;
-  Arrival& operator=(const Arrival&) = delete;
-
-  void cancel() noexcept { stop_.request_stop(); }
-  [[nodiscard]] migrate::Destination& destination() noexcept { return *destination_; }
-  // How it came out. CONTEXT: once; blocks until it is known.
-  [[nodiscard]] const std::expected<void, Error>& wait() {
-    if (thread_.joinable())
-      thread_.join();
-    return result_;
-  }
-  // CONTEXT: after wait().
-  [[nodiscard]] Guest take() noexcept { return std::move(guest_); }
-  [[nodiscard]] bool was_held() const noexcept { return held_; }
-
-private:
-  std::expected<void, Error> receive() {
-    auto config = destination_->await_machine();
-    if (!config)
-      return std::unexpected(config.error());
-    config->name = destination_->view().vm;
-    auto vm = Vm::create(*std::move(config));
-    if (!vm) {
-      destination_->refuse(vm.error());
-      return std::unexpected(vm.error());
-    }
-    guest_.vm = *std::move(vm);
-    guest_.api = std::make_unique<Api>(*guest_.vm); // it books the pause that the VM is started with
-    return destination_->receive(*guest_.vm, {.restore_more = {}, .let_go = [this](bool held) { let_go(held); }});
-  }
-  void let_go(bool held) {
-    look_(*guest_.vm);
-    held_ = held;
-    if (!held) {
-      EXPECT_TRUE(guest_.holds().resume().has_value());
-    }
-  }
-
-  const std::function<void(Vm&)> look_;
-  std::stop_source stop_;
-  std::unique_ptr<migrate::Listener> listener_;
-  std::optional<migrate::Doorkeeper> doorkeeper_;
-  Guest guest_; // it was the destination's, so it goes after it
-  std::optional<migrate::Destination> destination_;
-  std::expected<void, Error> result_;
-  bool held_ = false;
-  std::jthread thread_; // last
-};
 
 class MigrateTest : public StateTest {
 protected:
@@ -249,9 +174,48 @@ protected:
     goes_on(*guest.vm);
   }
 
+  static Guest small(uint32_t cpus) {
+    VmConfig config = probe(cpus, "scenarios=ledger,code,dirty,io dirty_mib=8");
+    config.memory_bytes = 40ULL << 20;
+    return busy(config);
+  }
+  static bool is_over(const Journey& journey) {
+    const migrate::SourcePhase phase = journey.source->view().phase;
+    return phase == migrate::SourcePhase::kGone || phase == migrate::SourcePhase::kHere;
+  }
+  // Some moment of the migration: its begin, before all was copied once, or in its switch.
+  void await_some_moment(Journey& journey) {
+    if (random_() % 8 == 0)
+      return;
+    const uint64_t share = random_() % 130; // of the memory, in hundredths
+    const uint64_t turns = random_() % 4 == 0 ? random_() % 100 : 0;
+    const auto copied = [&] {
+      const uint64_t total = journey.progress.total_bytes.load();
+      return total != 0 && journey.progress.done_bytes.load() * 100 >= total * share;
+    };
+    const auto switches = [&] { return journey.source->view().phase == migrate::SourcePhase::kSwitching; };
+    while (!is_over(journey) && !(share < 100 ? copied() : switches()))
+      std::this_thread::yield();
+    for (uint64_t turn = 0; turn < turns && !is_over(journey); ++turn)
+      std::this_thread::yield();
+  }
+  // The guest runs on one side, the one that says so, and goes on there.
+  void expect_one_side(const Outcome& outcome, Guest& guest, const Vm* before) {
+    ASSERT_EQ(outcome.source.has_value(), outcome.destination.has_value())
+        << (outcome.source ? outcome.destination.error().message() : outcome.source.error().message());
+    ASSERT_EQ(outcome.source.has_value(), guest.vm.get() != before);
+    if (arrived_held_ && outcome.source) {
+      ASSERT_TRUE(guest.holds().resume().has_value());
+    }
+    ASSERT_NO_FATAL_FAILURE(goes_on(*guest.vm));
+    moved_ += outcome.source.has_value() ? 1U : 0U;
+  }
+
   std::function<void(std::string_view)> at_phase_ = [](std::string_view) {};
   std::function<void(Journey&)> at_state_ = [](Journey&) {}; // under the switch's stop, before the state is sent
 
+  std::mt19937 random_{20261130}; // NOLINT(bugprone-random-generator-seed): the same in each run
+  uint32_t moved_ = 0;
   std::string folder_;
   unsigned doors_ = 0;
   bool arrived_held_ = false;      // the last one

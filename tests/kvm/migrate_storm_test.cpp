@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whatever happens while a guest is moved: it runs on one side, and nothing of it is lost or done twice.
 #include <array>
-#include <random>
 
 #include "tests/kvm/migrate_fixture.h"
 
 namespace stopvisor::vmm::testing {
 namespace {
 
-using migrate::SourcePhase;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
@@ -16,48 +14,7 @@ stopper::TimePoint in(milliseconds time) {
   return stopper::Clock::now() + time;
 }
 
-class MigrateStorm : public MigrateTest {
-protected:
-  static Guest small(uint32_t cpus) {
-    VmConfig config = probe(cpus, "scenarios=ledger,code,dirty,io dirty_mib=8");
-    config.memory_bytes = 40ULL << 20;
-    return busy(config);
-  }
-  static bool is_over(const Journey& journey) {
-    const SourcePhase phase = journey.source->view().phase;
-    return phase == SourcePhase::kGone || phase == SourcePhase::kHere;
-  }
-  // Some moment of the migration: its begin, before all was copied once, or in its switch.
-  void await_some_moment(Journey& journey) {
-    if (random_() % 8 == 0)
-      return;
-    const uint64_t share = random_() % 130; // of the memory, in hundredths
-    const uint64_t turns = random_() % 4 == 0 ? random_() % 100 : 0;
-    const auto copied = [&] {
-      const uint64_t total = journey.progress.total_bytes.load();
-      return total != 0 && journey.progress.done_bytes.load() * 100 >= total * share;
-    };
-    const auto switches = [&] { return journey.source->view().phase == SourcePhase::kSwitching; };
-    while (!is_over(journey) && !(share < 100 ? copied() : switches()))
-      std::this_thread::yield();
-    for (uint64_t turn = 0; turn < turns && !is_over(journey); ++turn)
-      std::this_thread::yield();
-  }
-  // The guest runs on one side, the one that says so, and goes on there.
-  void expect_one_side(const Outcome& outcome, Guest& guest, const Vm* before) {
-    ASSERT_EQ(outcome.source.has_value(), outcome.destination.has_value())
-        << (outcome.source ? outcome.destination.error().message() : outcome.source.error().message());
-    ASSERT_EQ(outcome.source.has_value(), guest.vm.get() != before);
-    if (arrived_held_ && outcome.source) {
-      ASSERT_TRUE(guest.holds().resume().has_value());
-    }
-    ASSERT_NO_FATAL_FAILURE(goes_on(*guest.vm));
-    moved_ += outcome.source.has_value() ? 1U : 0U;
-  }
-
-  std::mt19937 random_{20261130}; // NOLINT(bugprone-random-generator-seed): the same in each run
-  uint32_t moved_ = 0;
-};
+using MigrateStorm = MigrateTest;
 
 // Clients that pause and resume, others that want stops, all the time.
 TEST_F(MigrateStorm, OfStopsAndPauses) {
@@ -177,114 +134,6 @@ TEST_F(MigrateStorm, WithVcpusThatComeAndGo) {
     }
     ASSERT_NO_FATAL_FAILURE(expect_one_side(outcome, guest, before));
   }
-}
-
-TEST_F(MigrateStorm, OfCancels) {
-  Guest guest = small(2);
-  ASSERT_NE(guest.vm, nullptr);
-  const uint32_t count = migrations(6, 20, 200);
-  for (uint32_t round = 0; round < count; ++round) {
-    const Vm* const before = guest.vm.get();
-    const Outcome outcome = move(guest, over(round % 2 == 0 ? 1 : 4), [&](Journey& journey) {
-      await_some_moment(journey);
-      journey.stop.request_stop();
-    });
-    if (!outcome.source) {
-      EXPECT_EQ(outcome.source.error().reason, "was cancelled");
-    }
-    ASSERT_NO_FATAL_FAILURE(expect_one_side(outcome, guest, before));
-  }
-  std::printf("             %u of %u were moved before they could be cancelled\n", moved_, count);
-}
-
-TEST_F(MigrateStorm, OfDestinationsThatAreCalledOff) {
-  Guest guest = small(2);
-  ASSERT_NE(guest.vm, nullptr);
-  const uint32_t count = migrations(4, 12, 100);
-  for (uint32_t round = 0; round < count; ++round) {
-    const Vm* const before = guest.vm.get();
-    const Outcome outcome = move(guest, over(round % 2 == 0 ? 1 : 4), [&](Journey& journey) {
-      await_some_moment(journey);
-      journey.arrival->cancel();
-    });
-    if (!outcome.source) { // and not that it said nothing for a while
-      EXPECT_TRUE(outcome.source.error().reason.starts_with("hung up") ||
-                  outcome.source.error().reason.starts_with("refuses: ") ||
-                  outcome.source.error().reason.starts_with("gave up"))
-          << outcome.source.error().message();
-    }
-    ASSERT_NO_FATAL_FAILURE(expect_one_side(outcome, guest, before));
-  }
-  std::printf("             %u of %u were moved before\n", moved_, count);
-}
-
-// What is asked for before the destination has said that it is ready is heard before the guest is given away.
-TEST_F(MigrateStorm, HearsOfACancelBeforeItCommits) {
-  Guest guest = small(2);
-  ASSERT_NE(guest.vm, nullptr);
-  const Vm* const before = guest.vm.get();
-  at_state_ = [](Journey& journey) { journey.stop.request_stop(); };
-  const Outcome outcome = move(guest);
-  ASSERT_FALSE(outcome.source.has_value());
-  EXPECT_EQ(outcome.source.error().reason, "was cancelled");
-  ASSERT_NO_FATAL_FAILURE(expect_one_side(outcome, guest, before));
-}
-TEST_F(MigrateStorm, HearsOfAnEndBeforeItCommits) {
-  Guest guest = small(2);
-  ASSERT_NE(guest.vm, nullptr);
-  at_state_ = [&](Journey&) { guest.vm->request_end({EndKind::kRequested, ""}); };
-  const Outcome outcome = move(guest);
-  ASSERT_FALSE(outcome.source.has_value());
-  EXPECT_EQ(outcome.source.error().reason, "the VM ended meanwhile");
-  ASSERT_FALSE(outcome.destination.has_value());
-  EXPECT_NE(outcome.destination.error().reason.find("the guest never ran here"), std::string::npos)
-      << outcome.destination.error().message();
-}
-TEST_F(MigrateStorm, IsNotOverForATimeThatIsOverOnceItSwitches) {
-  Guest guest = small(2);
-  ASSERT_NE(guest.vm, nullptr);
-  migrate::SourceOptions options;
-  options.timeout = seconds(3);
-  options.max_downtime = seconds(10);
-  const auto over = stopper::Clock::now() + milliseconds(3500);
-  at_phase_ = [&](std::string_view phase) {
-    if (phase == "handing over") // nobody is waited for: it is the time itself that is to pass
-      std::this_thread::sleep_until(over);
-  };
-  const Outcome outcome = move(guest, options);
-  if (!outcome.source && outcome.source.error().status == Status::kBusy)
-    GTEST_SKIP() << "this host is too slow to begin the switch in time: " << outcome.source.error().message();
-  ASSERT_TRUE(outcome.source.has_value()) << outcome.source.error().message();
-  goes_on(*guest.vm);
-}
-
-// Its guest may have been given away by then, but never goes on here.
-TEST_F(MigrateStorm, OfMachinesThatEnd) {
-  const uint32_t count = migrations(4, 12, 100);
-  for (uint32_t round = 0; round < count; ++round) {
-    Guest guest = small(2);
-    ASSERT_NE(guest.vm, nullptr);
-    Vm& vm = *guest.vm;
-    const Vm* const before = guest.vm.get();
-    const Outcome outcome = move(guest, over(2), [&](Journey& journey) {
-      await_some_moment(journey);
-      if (!is_over(journey))
-        vm.request_end({EndKind::kRequested, ""});
-    });
-    if (!outcome.source) {
-      EXPECT_NE(outcome.source.error().reason.find("ended"), std::string::npos) << outcome.source.error().message();
-    }
-    if (outcome.destination) {
-      ASSERT_NE(guest.vm.get(), before);
-      ASSERT_NO_FATAL_FAILURE(goes_on(*guest.vm));
-      ++moved_;
-    } else {
-      EXPECT_FALSE(outcome.source.has_value());
-      EXPECT_EQ(guest.vm->state(), VmState::kEnded);
-      EXPECT_EQ(guest.vm->wait_for_end().kind, EndKind::kRequested);
-    }
-  }
-  std::printf("             %u of %u were moved before\n", moved_, count);
 }
 
 } // namespace
