@@ -10,16 +10,11 @@ PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "net_peer.py")
 NEAR, FAR = "10.0.0.2", "10.0.0.1"  # the guest's address, and that of its peer
 
 
-class FarNetwork:
-    def __init__(self, lab, tap="tap0", name="far"):
-        self.lab, self.tap, self.name = lab, tap, name
-        lab.must(f"ip netns add {name} && ip tuntap add dev {tap} mode tap")
+class Peer:
+    """A network namespace that is there already, and programs in it."""
 
-    def take(self):
-        """Moves the tap there, once somebody has its other end, and gives it an address."""
-        self.lab.must(f"ip link set {self.tap} netns {self.name} && "
-                      f"{self.inside(f'ip addr add {FAR}/24 dev {self.tap}')} && "
-                      f"{self.inside(f'ip link set {self.tap} up')}")
+    def __init__(self, lab, name):
+        self.lab, self.name = lab, name
 
     def inside(self, command):
         """That command, in the namespace."""
@@ -28,6 +23,19 @@ class FarNetwork:
     def peer(self, *words):
         """Starts net_peer.py there. Returns its Job."""
         return self.lab.start(self.inside("python3 " + " ".join(shlex.quote(str(word)) for word in (PEER, *words))))
+
+
+class FarNetwork(Peer):
+    def __init__(self, lab, tap="tap0", name="far"):
+        super().__init__(lab, name)
+        self.tap = tap
+        lab.must(f"ip netns add {name} && ip tuntap add dev {tap} mode tap")
+
+    def take(self):
+        """Moves the tap there, once somebody has its other end, and gives it an address."""
+        self.lab.must(f"ip link set {self.tap} netns {self.name} && "
+                      f"{self.inside(f'ip addr add {FAR}/24 dev {self.tap}')} && "
+                      f"{self.inside(f'ip link set {self.tap} up')}")
 
     def counts(self):
         """(bytes, frames) that the guest has sent, (bytes, frames) that it was sent."""

@@ -80,15 +80,15 @@ class Guest:
 
 
 class Ours(Guest):
-    """One run of the command `run`."""
+    """One run of the command `run`, behind the words of `inside` that say where."""
 
-    def __init__(self, lab, options, name, words, port=0):
+    def __init__(self, lab, options, name, words, port=0, inside=()):
         self.stopvisor = options.stopvisor
-        super().__init__(lab, name, [self.stopvisor, "run", "--name", name, *words], port)
+        super().__init__(lab, name, [*inside, self.stopvisor, "run", "--name", name, *words], port)
 
     @classmethod
-    def linux(cls, lab, options, machine, name="guest", port=0):
-        return cls(lab, options, name, machine.words_of_run(options), port)
+    def linux(cls, lab, options, machine, name="guest", port=0, inside=()):
+        return cls(lab, options, name, machine.words_of_run(options), port, inside)
 
     def words(self, *words):
         """The command with words behind it, as the outer machine's shell takes them."""

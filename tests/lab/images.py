@@ -12,7 +12,7 @@ from packages import Packages
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OUTER_MODULES = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "virtio_blk", "ext4", "crc32c_intel",
-                 "irqbypass", "kvm", "kvm_amd", "tun", "veth", "bridge"]
+                 "irqbypass", "kvm", "kvm_amd", "tun", "veth", "bridge", "sch_netem"]
 GUEST_MODULES = ["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "button", "evdev", "atkbd", "pvpanic_mmio",
                  "pvpanic", "ext4", "crc32c_generic"]
 

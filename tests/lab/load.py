@@ -13,6 +13,13 @@ SQL = ("pragma journal_mode=wal; create table if not exists t(a integer primary 
        "select 'rows ' || (count(*) % 2000) || ' sum ' || (sum(b) - count(*)/2000*2001000) from t; "
        "pragma integrity_check;")
 
+# Passes over both disks, one after another: a line in one file for each, and the words of one that failed in another.
+PASSES = (": >/tmp/passes; (while [ ! -e /tmp/enough ]; do {fio} >/tmp/fio 2>&1 & sqlite3 /data/db \"{sql}\" >/tmp/sql 2>&1; "
+          "sql=$?; wait $!; [ $?$sql = 00 ] && grep -q 'rows 0 sum 0' /tmp/sql && grep -q ^ok /tmp/sql || "
+          "{{ cat /tmp/fio /tmp/sql >/tmp/bad; break; }}; echo >>/tmp/passes; done) & passes_job=$!")
+ONE_MORE = ("n=$(wc -l </tmp/passes); while [ $(wc -l </tmp/passes) = $n ] && [ ! -e /tmp/bad ]; do sleep 0.1; done; "
+            "[ ! -e /tmp/bad ]")
+
 
 class Load:
     """CONTEXT: a guest with the programs, a raw disk `vdb`, and a disk with an ext4 file system `vdc`."""
@@ -38,6 +45,21 @@ class Load:
         if not good:
             self.checks.fail(f"pass {self.passes}: all is read as it was written", said[-1500:])
         return good
+
+    def keep_passing(self, megabytes):
+        """The same again and again in the background, until `passed()`."""
+        self.guest.shell(PASSES.format(fio=FIO.format(letter="b", mb=megabytes, seed="$(wc -l </tmp/passes)"), sql=SQL))
+
+    def one_more(self, what, limit_s):
+        """Waits until another of those passes has come to its end, as it is to."""
+        self.checks.that(what, self.guest.shell(ONE_MORE, limit_s)[0] == 0, self.guest.shell("cat /tmp/bad 2>/dev/null")[1][-1500:])
+
+    def passed(self, limit_s):
+        """Ends them."""
+        self.guest.shell("touch /tmp/enough; wait $passes_job", limit_s)
+        bad = self.guest.shell("cat /tmp/bad 2>/dev/null")[1]
+        self.checks.equal("no pass read what was not written", bad[-1500:], "")
+        self.passes += int(self.guest.shell("wc -l </tmp/passes")[1])
 
     def finish(self):
         """Ends the load. What the guest noticed is checked here."""

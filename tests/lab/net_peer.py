@@ -4,11 +4,15 @@
 
     net_peer.py echo ADDRESS PORT BYTES SEED   sends BYTES that follow from SEED to a guest that sends them back, and
                                                compares them: "same BYTES", or where they differ
+    net_peer.py talk ADDRESS PORT SEED FILE    the same, one short piece after another, until there is a FILE, which has
+                                               whatever it has: "same BYTES" or what is wrong
     net_peer.py ping ADDRESS COUNT             one ping after another: "answered COUNT lost N doubled N median SECONDS"
+    net_peer.py rarp ADDRESS                   a line "announced" whenever that Ethernet address is, by a RARP broadcast
     net_peer.py sink PORT                      takes one connection until its end: "took BYTES SECONDS"
     net_peer.py source ADDRESS PORT BYTES      sends BYTES and waits until the guest closes: "gave BYTES SECONDS"
 """
 
+import os
 import random
 import select
 import socket
@@ -18,7 +22,10 @@ import sys
 import threading
 import time
 
+ETHERTYPE_RARP = 0x8035  # RFC 903
 PIECE = 1 << 20
+SHORT_PIECE = 32 << 10  # takes both ends' windows at once
+TALK_EVERY_S = 0.02  # often enough to speak in whatever goes on, and leaves the machine to others
 LIMIT_S = 600  # without a byte: a stop of 30 s is no reason to give up
 
 
@@ -67,6 +74,31 @@ def echo(address, port, total, seed):
     return f"same {at}" if not connection.recv(1) else f"more than {at}"
 
 
+def receive(connection, count):
+    """The next so many bytes, or fewer where it ends."""
+    got = bytearray()
+    while len(got) < count and (piece := connection.recv(count - len(got))):
+        got += piece
+    return bytes(got)
+
+
+def talk(address, port, seed, enough):
+    connection = connect(address, port)
+    print("connected", flush=True)
+    numbers = random.Random(seed)
+    total = 0
+    while not os.path.exists(enough):
+        piece = numbers.randbytes(SHORT_PIECE)
+        connection.sendall(piece)
+        got = receive(connection, len(piece))
+        if got != piece:
+            return f"{'differs' if len(got) == len(piece) else 'ended'} within {SHORT_PIECE} bytes after {total}"
+        total += len(piece)
+        time.sleep(TALK_EVERY_S)
+    connection.shutdown(socket.SHUT_WR)
+    return f"same {total}" if not connection.recv(1) else f"more than {total}"
+
+
 def checksum(data):
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
@@ -106,6 +138,16 @@ def ping(address, count):
            f"median {statistics.median(times):.6f}"
 
 
+def rarp(address):
+    who = bytes.fromhex(address.replace(":", ""))
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE_RARP)) as raw:
+        print("listening", flush=True)
+        while True:
+            frame = raw.recv(2048)
+            if frame[:12] == b"\xff" * 6 + who:
+                print("announced", flush=True)
+
+
 def sink(port):
     with socket.create_server(("", port)) as server:
         print("listening", flush=True)
@@ -136,8 +178,12 @@ def main():
     what, *words = sys.argv[1:]
     if what == "echo":
         said = echo(words[0], *map(int, words[1:]))
+    elif what == "talk":
+        said = talk(words[0], int(words[1]), int(words[2]), words[3])
     elif what == "ping":
         said = ping(words[0], int(words[1]))
+    elif what == "rarp":
+        said = rarp(words[0])  # until it is killed
     elif what == "sink":
         said = sink(int(words[0]))
     else:

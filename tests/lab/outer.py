@@ -53,8 +53,11 @@ class Job:
     def output(self):
         """What it has printed so far."""
         path = os.path.join(self.machine.work, f"{self.number}.out")
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return file.read()
+        except FileNotFoundError:  # it is about to start
+            return ""
 
 
 class OuterMachine:
