@@ -19,6 +19,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kLook{100};
 constexpr std::chrono::seconds kAnswersFor{10};
+constexpr std::chrono::seconds kLastWords{1}; // on a link that cannot be written to any more
 constexpr uint16_t kMostStreams = 16;
 
 } // namespace
@@ -218,6 +219,10 @@ std::expected<void, Error> Destination::await_decision(vmm::Vm& vm, const Destin
       hear(*std::move(event), vm, steps);
       continue;
     }
+    if (Clock::now() >= cut_at_) {
+      cut_at_ = Clock::time_point::max();
+      control_->link().cut(); // which is heard of
+    }
     if (options_.stop.stop_requested() && !std::exchange(called_off, true)) {
       reason_ = error("was ended before the source gave the guest away");
       act(side_.give_up(), vm, steps);
@@ -291,8 +296,9 @@ void Destination::act(const Turn& turn, vmm::Vm& vm, const DestinationSteps& ste
   }
   if (turn.say) {
     told_ = control_->voice().say(FrameKind::kWord, encode(*turn.say)).has_value();
-    if (!told_ && !turn.drop_guest)
-      act(side_.lose_link(), vm, steps);
+    // Whoever hung up may have said why before: that is still to be read, and the link's end after it.
+    if (!told_)
+      cut_at_ = Clock::now() + kLastWords;
   }
   if (turn.drop_guest)
     vm.request_end({vmm::EndKind::kRequested, ""});
@@ -358,6 +364,7 @@ void Destination::answer_for_a_while() {
 
 void Destination::take_again(std::unique_ptr<Call> call) {
   told_ = false;
+  cut_at_ = Clock::time_point::max();
   ear_.reset(); // what comes by the older link is not read any more
   control_ = std::move(call);
   ++generation_;

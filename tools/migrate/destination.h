@@ -130,6 +130,7 @@ private:
   bool told_ = false;            // our last word was written to the link that is there
   bool needs_no_answer_ = false; // the source knows without us
   std::chrono::steady_clock::time_point keep_until_{};
+  std::chrono::steady_clock::time_point cut_at_ = std::chrono::steady_clock::time_point::max();
 
   mutable std::mutex mutex_; // a leaf
   View view_;                // under mutex_

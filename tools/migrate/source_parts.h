@@ -116,6 +116,7 @@ private:
   Clock::time_point begin_{};
   Clock::time_point ready_by_{};
   Clock::time_point dial_at_{};
+  Clock::time_point cut_at_ = Clock::time_point::max();
   vmm::Error reason_;
   bool asked_to_give_up_ = false;
   bool unlocked_ = false; // our locks on the disks were given back

@@ -20,6 +20,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kLook{
     100}; // how often it is looked whether the VM ends, or the job is cancelled
 constexpr std::chrono::seconds kDialEvery{1};
+constexpr std::chrono::seconds kLastWords{1}; // on a link that cannot be written to any more
 constexpr std::chrono::seconds kLeastToGetReady{2}; // for the destination, from the guest's hold on
 
 // Where one can be called a second time.
@@ -145,6 +146,10 @@ void Source::Switch::look_around() {
     because(connection_.control->link().error("did not get ready in time; the guest goes on here"));
     act(side_.give_up());
   }
+  if (Clock::now() >= cut_at_) {
+    cut_at_ = Clock::time_point::max();
+    connection_.control->link().cut(); // which is heard of
+  }
   if (in(SourceSide::State::kDoubts) && Clock::now() >= dial_at_)
     dial_again();
 }
@@ -232,7 +237,7 @@ void Source::Switch::say(Word word) {
     source_.vm_.unlock_disks(); // or the destination could not take them
   if (auto said = connection_.control->voice().say(FrameKind::kWord, encode(word)); !said && !outcome_) {
     because(std::move(said.error()));
-    act(side_.lose_link());
+    cut_at_ = Clock::now() + kLastWords; // what it had said before it hung up is still to be read
   }
 }
 
@@ -290,6 +295,7 @@ void Source::Switch::dial_again() {
     return;
   }
   connection_.replace(*std::move(call));
+  cut_at_ = Clock::time_point::max();
   in_doubt_ = false;
   act(side_.dialled_again(go_on_));
 }
