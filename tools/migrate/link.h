@@ -47,7 +47,8 @@ public:
     std::optional<Clock::time_point> until{};
   };
 
-  // CONTEXT: one thread reads and one writes at a time; they block, at most for as long as patience without a byte.
+  // CONTEXT: one thread reads and one writes at a time; they block, at most for as long as patience without a byte,
+  // a write for up to twice that: how much the peer takes is looked at once in a patience.
   // RETURNS: kFailed: "hung up", "hung up in the middle of a message", "said nothing for 10 s", "was cut", a
   // system's error. The link is of no use in this direction then, and everything after it there fails with the same
   // error: so what a peer said before it hung up can be read after a write has failed.
@@ -80,6 +81,7 @@ protected:
 private:
   using Result = std::expected<void, vmm::Error>;
   [[nodiscard]] Result wait_for(int fd, short events, Clock::time_point until, const char* what_it_did_not);
+  [[nodiscard]] Result wait_to_write(int fd);
   [[nodiscard]] Result read_all(std::span<std::byte> to, const Reading& how);
   [[nodiscard]] Result write_all(std::span<const iovec> parts);
   [[nodiscard]] std::unexpected<vmm::Error> gone(bool in_a_message);
