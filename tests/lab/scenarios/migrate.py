@@ -22,7 +22,6 @@ TIME_LIMIT_S = 300
 MAC = "02:00:00:00:00:02"
 PORT = 5001
 ENOUGH = "/tmp/enough"
-TRIES = 100  # until a console is attached
 
 
 def run(lab, options, checks):
@@ -78,7 +77,7 @@ class Journey:
         target = Ours(self.lab, self.options, TwoHosts.HOSTS[there],
                       ["--incoming", place, *safe, "--net", f"0={self.hosts.tap(there)}"], there, self.hosts.words(there))
         self.await_job(target.job, lambda: self.lab.run(target.words("status", target.name)).status == 0)
-        self.await_attached(source, watcher)
+        self.await_job(watcher, lambda: self.hears(watcher, source))
         announced = self.announcements()
         clock = Clock(source)
         lossy = link.startswith("lossy") and self.spoiled()
@@ -105,18 +104,18 @@ class Journey:
         return f"tcp://{self.hosts.address(there)}:{4000 + number}", ["--insecure"]
 
     def await_job(self, job, ready):
+        """Until the job is as far as `ready` asks for."""
+        until = time.monotonic() + TIME_LIMIT_S
         while not ready():
-            if job.ended():
-                raise Missed(f"{job.command} ended: {job.output()}")
+            if job.ended() or time.monotonic() > until:
+                raise Missed(f"{job.command}: {'ended' if job.ended() else 'is not ready in time'}: {job.output()}")
             self.lab.run("true")
 
     @staticmethod
-    def await_attached(source, watcher):
-        for number in range(TRIES):
-            source.shell(f"echo heard-{number}")
-            if "heard-" in watcher.output():
-                return
-        raise Missed(f"a console of {source.name} shows nothing: {watcher.output()}")
+    def hears(watcher, guest):
+        """Whether what the guest says comes out of a console that is being attached."""
+        guest.shell("echo heard")
+        return "heard" in watcher.output()
 
     def announcements(self):
         return self.announced.output().count("announced")
