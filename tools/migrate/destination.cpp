@@ -8,6 +8,7 @@
 
 #include "tools/migrate/page_receiver.h"
 #include "tools/snapshot/digest.h"
+#include "tools/snapshot/disk_image.h"
 #include "vmm/machine_reader.h"
 
 namespace stopvisor::migrate {
@@ -138,9 +139,14 @@ std::expected<void, Error> Destination::check(const MachineFacts& facts, const v
                                         });
   if (!alike)
     return std::unexpected(error("guest memory lies elsewhere at the source", Status::kRefused));
-  if (auto fits = vm.check_requirements(facts.requirements); !fits)
-    return fits;
-  return {};
+  const std::vector<int> images = vm.disk_images();
+  for (size_t number = 0; number < images.size() && number < facts.disks.size(); ++number)
+    if (const uint64_t here = snapshot::image_at(images[number]).bytes; here != facts.disks[number].bytes)
+      return std::unexpected(error("disk " + std::to_string(number) + ": " + vm.config().disks[number].path +
+                                       " has " + std::to_string(here) + " bytes, at the source it has " +
+                                       std::to_string(facts.disks[number].bytes),
+                                   Status::kRefused));
+  return vm.check_requirements(facts.requirements);
 }
 
 std::expected<void, Error> Destination::receive(vmm::Vm& vm, const DestinationSteps& steps) {
