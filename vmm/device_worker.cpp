@@ -50,6 +50,13 @@ std::expected<void, Error> DeviceWorker::start() {
   return {};
 }
 
+// A machine that was saved may have jobs before it has run: they are not done before a hold that it is started
+// with.
+void DeviceWorker::open_gate() noexcept {
+  open_.store(true, std::memory_order_release); // Q: pairs with loop()
+  notify();
+}
+
 void DeviceWorker::join() {
   if (thread_.joinable())
     thread_.join();
@@ -91,11 +98,12 @@ void DeviceWorker::loop() noexcept {
     if (around_.life.ending())
       return;
     priority_.settle(); // a kick that it misses has woken us: once round, after one job at most
-    if (device_.do_job()) {
+    const bool open = open_.load(std::memory_order_acquire); // pairs with open_gate()
+    if (open && device_.do_job()) {
       jobs_done_.fetch_add(1, std::memory_order_relaxed); // a counter by itself
       continue;
     }
-    const Watch also = device_.watch();
+    const Watch also = open ? device_.watch() : Watch{};
     if (!around_.machine.rest(participant_))
       continue;
     around_.hooks.at(VcpuPoint::kBeforeSleep, participant_);

@@ -45,6 +45,8 @@ public:
   // Makes the thread. The caller makes it take part by machine.unpark(), before it can have a job.
   // CONTEXT: once; blocks shortly. RETURNS: kFailed where the host has no more threads.
   [[nodiscard]] std::expected<void, Error> start();
+  // It does no job before. CONTEXT: any thread, once the hold is there that the VM is started with; does not block.
+  void open_gate() noexcept;
   // CONTEXT: not the worker; blocks until the thread has left, which it does when the VM ends.
   void join();
 
@@ -76,6 +78,7 @@ private:
   const Surroundings around_;
 
   std::atomic<uint32_t> runs_{0};
+  std::atomic<bool> open_{false};
   std::atomic<uint64_t> jobs_done_{0};
   ThreadPriority priority_;
   std::thread thread_;

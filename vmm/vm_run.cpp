@@ -45,6 +45,8 @@ std::expected<void, Error> Vm::Parts::start() {
     if (auto held = stops.acquire_hold(); !held)
       return std::unexpected(explain("start VM", held.error()));
   started.store(true, std::memory_order_release); // pairs with Vm::state()
+  for (const auto& worker : workers)
+    worker->open_gate();
   for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
     vcpus[cpu].thread.open_gate();
   return {};
