@@ -20,7 +20,6 @@ constexpr auto kUntouched = std::byte(0xa5);
 
 class Memory : public PageTarget {
 public:
-  Memory() { std::ranges::fill(bytes_, kUntouched); }
   std::span<std::byte> pages(vmm::Gpa gpa, uint64_t pages) noexcept override {
     for (const auto& [base, at] : {std::pair(kLow, kRegionBytes), std::pair(kHigh, 3 * kRegionBytes)})
       if (gpa.value >= base && pages <= kRegionPages && gpa.value - base <= kRegionBytes - pages * kPageBytes)
@@ -34,12 +33,12 @@ public:
     return true;
   }
   [[nodiscard]] bool untouched(size_t region) const {
-    return std::ranges::all_of(std::span(bytes_).subspan(region * kRegionBytes, kRegionBytes),
-                               [](std::byte byte) { return byte == kUntouched; });
+    static const Bytes untouched(kRegionBytes, kUntouched);
+    return std::memcmp(bytes_.data() + region * kRegionBytes, untouched.data(), kRegionBytes) == 0;
   }
 
 private:
-  Bytes bytes_ = Bytes(5 * kRegionBytes); // what is not guest memory, a region, and so on
+  Bytes bytes_ = Bytes(5 * kRegionBytes, kUntouched); // what is not guest memory, a region, and so on
 };
 
 Bytes batch(int level) {

@@ -204,14 +204,11 @@ TEST(Messages, MachineWithABadByteIsRefusedByTheSameChecks) {
   EXPECT_EQ(with(6, 65), "it has too many regions of memory");
   EXPECT_EQ(with(6, 0), "it is too long");
   EXPECT_EQ(with(10, 1), "a region of its memory is not made of pages");
-  Bytes flag = *encode(state());
-  flag[0] = std::byte(2);
-  EXPECT_EQ(refusal_of(decode_state("test", flag)), "a flag that is neither 0 nor 1");
 }
 
 TEST(Messages, StateNamesEveryLinkOnce) {
   const auto refusal = [](std::vector<LinkDigest> links) {
-    const auto bytes = encode(StateMessage{.held = false, .links = std::move(links), .sections = {}});
+    const auto bytes = encode(StateMessage{false, std::move(links), {}});
     return bytes ? "taken" : bytes.error().reason;
   };
   EXPECT_EQ(refusal({{}}), "taken");
@@ -219,13 +216,18 @@ TEST(Messages, StateNamesEveryLinkOnce) {
   EXPECT_EQ(refusal({{0, 0, 0}, {2, 0, 0}}), "cannot be sent: it leaves out a link");
   EXPECT_EQ(refusal({{0, 0, 0}, {0, 0, 0}}), "cannot be sent: it leaves out a link");
   EXPECT_EQ(refusal(std::vector<LinkDigest>(17)), "cannot be sent: it tells of no links, or of too many");
-  EXPECT_FALSE(
-      encode(StateMessage{.held = false, .links = {{}}, .sections = {{1, 1, 0, Bytes(kMaxStatePayload)}}}));
+  EXPECT_FALSE(encode(StateMessage{false, {{}}, {{1, 1, 0, Bytes(kMaxStatePayload)}}}));
 }
 
 TEST(Messages, APrepareIsNoWord) {
   EXPECT_EQ(refusal_of(decode_word("test", encode(Word::kPrepare))), "it is no word of the hand-over");
   EXPECT_EQ(refusal_of(decode_word("test", Bytes{std::byte(6)})), "it is no word of the hand-over");
+}
+
+TEST(Messages, AFlagIsOneOfTwo) {
+  Bytes flag = *encode(state());
+  flag[0] = std::byte(2);
+  EXPECT_EQ(refusal_of(decode_state("test", flag)), "a flag that is neither 0 nor 1");
 }
 
 TEST(Messages, ARefusalIsHarmlessOnATerminal) {
