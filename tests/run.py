@@ -21,6 +21,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lab"))
 from elsewhere import KvmElsewhere, kvm_usable  # noqa: E402
+from huge_pages import HugePages  # noqa: E402
 from skip import Unavailable  # noqa: E402
 
 SUITES = ["unit", "kvm", "cli", "stress", "sched", "lab", "model"]
@@ -47,6 +48,7 @@ SECOND_ATTEMPT = " says nothing, as "  # of tests/lab/run, of an attempt that it
 BUDGET_S = 3000
 BUILD_LIMIT_S = 1800  # for what hangs: a build without ccache's help on a busy host takes many minutes
 BESIDE = set()  # the pids of what runs beside the suites
+HUGE_PAGES = 40  # 80 MiB: the test that wants most has a guest of 64 MiB in them
 
 
 class Counts:
@@ -291,6 +293,12 @@ def main():
     mode = "quick" if arguments.quick else "long" if arguments.long else "full"
     os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
     adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what begins here ends with us
+    pages = HugePages(HUGE_PAGES)
+    BESIDE.add(pages.pid)
+    atexit.register(pages.end)
+    if pages.missing:
+        say(f"No {HUGE_PAGES} huge pages for the tests, those that need some are skipped: {pages.missing}")
     work = Run(mode)
     if work.elsewhere:
         say("No usable /dev/kvm here: the suites " + ", ".join(NEEDS_KVM) + " run in the lab (tests/lab/README.md), "
