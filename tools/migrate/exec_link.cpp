@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <string>
@@ -72,6 +73,8 @@ public:
         process_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {}
   ~ExecLink() override {
     hang_up();
+    if (left_alone_) // whoever takes our children in, when we end, waits for it
+      return;
     if (!ended_within(is_cut() ? milliseconds(0) : kTimeToEnd, -1)) {
       ::kill(-pid_, SIGTERM);
       if (!ended_within(kTimeToDie, -1))
@@ -82,6 +85,8 @@ public:
   }
   ExecLink(const ExecLink&) = delete;
   ExecLink& operator=(const ExecLink&) = delete;
+
+  void leave_alone() noexcept override { left_alone_ = true; }
 
 protected:
   // It is not reaped before the destructor, so two threads may look.
@@ -101,6 +106,7 @@ private:
     return wait_on(process_.get(), POLLIN, stop, after(limit)) == Waited::kReady;
   }
 
+  std::atomic<bool> left_alone_ = false;
   pid_t pid_;
   vmm::UniqueFd process_; // a pidfd, readable once the process has ended
 };

@@ -14,8 +14,8 @@ namespace stopvisor::migrate {
 
 // Runs `/bin/sh -c` with the address's command, in a process group of its own (a Ctrl-C is for us to see first, so
 // it cannot ask for a password on the terminal) and with our stderr. The link's end hangs up, waits a moment for
-// the command, and then ends its group. CONTEXT: any thread. RETURNS: kFailed where it cannot be started; what
-// becomes of it is told by the link's errors.
+// the command, and then ends its group, unless it is to be left alone. CONTEXT: any thread. RETURNS: kFailed where
+// it cannot be started; what becomes of it is told by the link's errors.
 [[nodiscard]] std::expected<std::unique_ptr<Link>, vmm::Error> start_command(std::string_view operation,
                                                                              const Address& address);
 

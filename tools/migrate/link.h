@@ -62,6 +62,8 @@ public:
   // CONTEXT: as read().
   [[nodiscard]] bool readable_within(std::chrono::milliseconds limit) noexcept;
 
+  // What is behind the link goes on without us: whoever it is, it is not ended with the link. CONTEXT: any thread.
+  virtual void leave_alone() noexcept {}
   // CONTEXT: any thread. The reads and writes to come, and those under way, fail ("was cut").
   void cut() noexcept;
   // Of what begins after it. CONTEXT: any thread.

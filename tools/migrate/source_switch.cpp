@@ -220,6 +220,7 @@ void Source::Switch::act(const Turn& turn) {
       source_.shared_->view.figures.downtime = Clock::now() - begin_;
       source_.shared_->view.figures.total = Clock::now() - source_.begin_;
     }
+    connection_.control->link().leave_alone(); // a command of exec: is, or leads to, the process that has the guest
     const std::string where = source_.options_.to.text;
     source_.vm_.write_to_console(source_.vm_.config().name + " goes on at " + where);
     source_.enter(SourcePhase::kGone, "gone"); // before the VM ends: who waits for that asks whether it is gone
