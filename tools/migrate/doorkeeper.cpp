@@ -175,7 +175,10 @@ std::optional<Error> Doorkeeper::admit_again(std::unique_ptr<Call>& call) {
 
 std::expected<std::unique_ptr<Call>, Error> Doorkeeper::await_source(const std::stop_token& stop) {
   std::unique_lock lock(mutex_);
-  if (!changed_.wait(lock, stop, [this] { return source_ != nullptr || closed_.has_value(); }))
+  const auto nobody_can_come = [this] { // who came before the door was closed is heard still
+    return closed_.has_value() && std::ranges::all_of(greeters_, &Greeter::done);
+  };
+  if (!changed_.wait(lock, stop, [&] { return source_ != nullptr || nobody_can_come(); }))
     return std::unexpected(Error{operation_, listener_.place(), "was cancelled", Status::kFailed});
   if (source_ == nullptr)
     return std::unexpected(*closed_);

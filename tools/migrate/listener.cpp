@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <utility>
 
 #include "tools/migrate/link.h"
@@ -18,7 +19,8 @@ namespace {
 
 using Opened = std::expected<std::unique_ptr<Listener>, vmm::Error>;
 using Accepted = std::expected<std::unique_ptr<Link>, vmm::Error>;
-constexpr int kBacklog = 32; // all links of a migration, and some who are mistaken
+constexpr std::chrono::milliseconds kLook{100}; // whether it is called off
+constexpr int kBacklog = 32;                    // all links of a migration, and some who are mistaken
 
 // A socket that listens.
 class SocketListener final : public Listener {
@@ -61,10 +63,15 @@ public:
   OneCaller(std::string_view operation, std::string place, std::unique_ptr<Link> caller)
       : operation_(operation), place_(std::move(place)), caller_(std::move(caller)) {}
 
-  Accepted accept(const std::stop_token& /*stop*/, std::chrono::milliseconds /*limit*/) override {
+  // It has called when it says something: until then there is no hurry.
+  Accepted accept(const std::stop_token& stop, std::chrono::milliseconds limit) override {
     if (caller_ == nullptr)
       return std::unexpected(vmm::Error{operation_, place_, "there is no other caller", vmm::Status::kFailed});
-    return std::move(caller_);
+    const auto until = after(limit);
+    while (!stop.stop_requested() && std::chrono::steady_clock::now() < until)
+      if (caller_->readable_within(kLook))
+        return std::move(caller_);
+    return nullptr;
   }
   [[nodiscard]] bool takes_many() const noexcept override { return false; }
   [[nodiscard]] const std::string& place() const noexcept override { return place_; }
