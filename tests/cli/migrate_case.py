@@ -13,14 +13,14 @@ from vm_case import VmCase
 class Side:
     """A VM's process. Its guest's serial output, and what it says itself, are files."""
 
-    def __init__(self, case, name, *options):
+    def __init__(self, case, name, *options, **popen):
         self.case, self.name = case, name
         self.serial = os.path.join(case.runtime, name + ".serial")
         self.said_at = os.path.join(case.runtime, name + ".said")
         with open(self.said_at, "wb") as said:
             self.child = subprocess.Popen(
                 [vm_case.STOPVISOR, "run", "--name", name, "--serial", "file:" + self.serial, *map(str, options)],
-                env=case.env, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+                env=case.env, stdin=subprocess.DEVNULL, stdout=said, stderr=said, **popen)
         case.pids.append(self.child.pid)
         case.addCleanup(self.child.wait)
         case.addCleanup(self.child.kill)  # goes first
@@ -71,16 +71,28 @@ class Side:
 
 
 class MigrateCase(VmCase):
-    def guest_of_beats(self):
+    def guest_of_beats(self, memory="4M"):
         path = raw_guest.kernel(raw_guest.beat())
         self.addCleanup(os.unlink, path)
-        return ["--kernel", path, "--memory", "4M"]
+        return ["--kernel", path, "--memory", memory]
 
     def beating(self, name="source"):
         """A VM whose guest has begun to count."""
         side = Side(self, name, *self.guest_of_beats())
         self.beats_on(side)
         return side
+
+    def copying(self):
+        """A migration of some 16 seconds: both sides, where the destination waits, and the command."""
+        source = Side(self, "source", *self.guest_of_beats("16M"))
+        self.beats_on(source)
+        for number in range(16):
+            body = {"writes": [{"address": vm_case.hex_gpa(0x400000 + (number << 19)), "bytes": os.urandom(1 << 19).hex()}]}
+            self.assertIsNotNone(source.ask("POST", "/v1/poke", body))
+        destination, place = self.waiting()
+        command = self.migrating(source, "unix:" + place, "--bandwidth", "512K")
+        self.eventually(lambda: source.migration() == "copying", "it copies")
+        return source, destination, place, command
 
     def waiting(self, *options, name="destination"):
         """A destination, and where it waits."""

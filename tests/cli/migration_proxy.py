@@ -1,29 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stands between the two sides of a migration, knows its messages, and does something at one of them.
 
-A source calls the proxy's socket; it calls the destination's. docs/reference/migration-protocol.md has the frames.
+A source calls the proxy's socket; it calls the destination's.
 """
 
 import os
 import socket
-import struct
 import threading
 
-HEADER = struct.Struct("<4sHHQIIQ")  # magic, kind, flags, number, length, 0, checksum
-MAGIC = b"SVMG"
-HELLO, WELCOME, REFUSAL, MACHINE, ACCEPTED, PAGES, ROUND_END, ROUND_DONE, STATE, WORD, ALIVE = range(1, 12)
-PREPARE, COMMIT, ABANDON, PREPARED, RUNNING, ABANDONED = range(6)
-
-
-def read_exactly(link, length):
-    """None where the link ends before."""
-    data = bytearray()
-    while len(data) < length:
-        more = link.recv(min(length - len(data), 1 << 20))
-        if not more:
-            return None
-        data += more
-    return bytes(data)
+from migration_frames import (ACCEPTED, COMMIT, HEADER, HELLO, MACHINE, MAGIC, PAGES, PREPARED, ROUND_DONE, ROUND_END,
+                              RUNNING, STATE, WELCOME, WORD, read_exactly)
 
 
 class Step:
@@ -50,6 +36,7 @@ class Proxy:
         self.reached = threading.Event()
         self.acted = threading.Event()
         self.open = True  # whether callers are let through
+        self.before_receipt = None  # called before the first round's receipt goes on
         self.calls = 0
         self._seen = 0
         self._lock = threading.Lock()
@@ -103,6 +90,9 @@ class Proxy:
                 payload = read_exactly(from_link, length)
                 if payload is None:
                     break
+                if kind == ROUND_DONE and self.before_receipt is not None:
+                    self.before_receipt()
+                    self.before_receipt = None
                 if not self._is_it(kind, payload):
                     to_link.sendall(head + payload)
                     continue

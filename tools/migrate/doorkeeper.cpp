@@ -132,6 +132,8 @@ std::optional<Error> Doorkeeper::admit_source(std::unique_ptr<Call>& call) {
     taken_ = false;
     return std::move(answered.error());
   }
+  if (called_off_)
+    return call->link().error("is late: nobody waits for a guest here any more");
   source_ = std::move(call);
   changed_.notify_all();
   return {};
@@ -178,8 +180,10 @@ std::expected<std::unique_ptr<Call>, Error> Doorkeeper::await_source(const std::
   const auto nobody_can_come = [this] { // who came before the door was closed is heard still
     return closed_.has_value() && std::ranges::all_of(greeters_, &Greeter::done);
   };
-  if (!changed_.wait(lock, stop, [&] { return source_ != nullptr || nobody_can_come(); }))
+  if (!changed_.wait(lock, stop, [&] { return source_ != nullptr || nobody_can_come(); })) {
+    called_off_ = true; // who comes now is not kept waiting by our signs of life
     return std::unexpected(Error{operation_, listener_.place(), "was cancelled", Status::kFailed});
+  }
   if (source_ == nullptr)
     return std::unexpected(*closed_);
   return std::move(source_);

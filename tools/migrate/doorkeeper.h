@@ -71,7 +71,8 @@ private:
   std::condition_variable_any changed_;
   std::list<Greeter> greeters_; // this and the following under mutex_
   std::optional<vmm::Error> closed_;
-  bool taken_ = false; // a source was welcomed
+  bool taken_ = false;      // a source was welcomed
+  bool called_off_ = false; // nobody waits for one any more
   MigrationId id_{};
   std::unique_ptr<Call> source_;
   std::map<uint16_t, std::unique_ptr<Call>> streams_;
