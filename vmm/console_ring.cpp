@@ -12,14 +12,16 @@
 namespace stopvisor::vmm {
 
 void ConsoleRing::put(std::byte byte) noexcept {
-  {
-    const std::lock_guard guard(lock_);
-    ring_[end_ % kBytes] = byte;
-    ++end_;
-    wake_readers();
-  }
+  keep(byte);
   if (next_ != nullptr)
     next_->put(byte);
+}
+
+void ConsoleRing::keep(std::byte byte) noexcept {
+  const std::lock_guard guard(lock_);
+  ring_[end_ % kBytes] = byte;
+  ++end_;
+  wake_readers();
 }
 
 void ConsoleRing::close() noexcept {

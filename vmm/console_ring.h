@@ -29,6 +29,8 @@ public:
 
   // Costs one write(2) to an eventfd for each reader that waits. CONTEXT: vCPU threads.
   void put(std::byte byte) noexcept override;
+  // For readers alone: what is not the guest's own. CONTEXT: any thread.
+  void keep(std::byte byte) noexcept;
   // Nothing more comes: readers are told. CONTEXT: any thread.
   void close() noexcept;
   // All that is kept. CONTEXT: any thread.

@@ -198,8 +198,13 @@ std::expected<void, Error> Vm::restore_state(std::span<const StateSection> secti
 }
 
 void Vm::write_to_console(const std::string& line) noexcept {
+  const bool terminal =
+      config().serial == SerialTarget::kTerminal; // a file has what the guest says, and nothing else
   for (const char c : "\r\n[stopvisor: " + line + "]\r\n")
-    parts_->console_ring.put(static_cast<std::byte>(c));
+    if (terminal)
+      parts_->console_ring.put(static_cast<std::byte>(c));
+    else
+      parts_->console_ring.keep(static_cast<std::byte>(c));
 }
 
 Error Vm::explain(const std::string& operation, const stopper::StopError& error) const {
