@@ -20,7 +20,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kLook{
     100}; // how often it is looked whether the VM ends, or the job is cancelled
 constexpr std::chrono::seconds kDialEvery{1};
-constexpr std::chrono::seconds kLastWords{1}; // on a link that cannot be written to any more
+constexpr std::chrono::seconds kLastWords{1};       // on a link that cannot be written to any more
 constexpr std::chrono::seconds kLeastToGetReady{2}; // for the destination, from the guest's hold on
 
 // Where one can be called a second time.

@@ -47,8 +47,8 @@ public:
   // CONTEXT: any thread.
   [[nodiscard]] virtual std::vector<DeviceCounter> counters() const { return {}; }
 
-  // Tells whoever is on the other side that the guest is here now. CONTEXT: any thread, also while it serves; does not
-  // block.
+  // Tells whoever is on the other side that the guest is here now. CONTEXT: any thread, also while it serves; does
+  // not block.
   virtual void announce() const noexcept {}
 
   // Who tells the driver of such a change. CONTEXT: the transport, before there is a driver.

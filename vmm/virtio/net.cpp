@@ -62,8 +62,8 @@ uint64_t features_of(const Net::Setting& setting) noexcept {
 } // namespace
 
 Net::Net(Setting setting, std::unique_ptr<FramePort> port)
-    : name_(std::move(setting.name)), mac_(setting.mac), features_(features_of(setting)), config_(config_of(setting)),
-      port_(std::move(port)), frame_(kFrameBytes) {}
+    : name_(std::move(setting.name)), mac_(setting.mac), features_(features_of(setting)),
+      config_(config_of(setting)), port_(std::move(port)), frame_(kFrameBytes) {}
 
 void Net::announce() const noexcept {
   std::array<std::byte, kHeaderBytes> header{}; // nothing is left to be done to the frame

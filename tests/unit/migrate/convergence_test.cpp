@@ -14,8 +14,8 @@ namespace {
 using namespace std::chrono_literals;
 using Seconds = std::chrono::duration<double>;
 
-// A guest that writes to `pages` pages one after the other, round and round, `rate` of them a second, and a link that
-// carries `speed`.
+// A guest that writes to `pages` pages one after the other, round and round, `rate` of them a second, and a link
+// that carries `speed`.
 struct Guest {
   double pages = 0;
   double rate = 0;
@@ -28,8 +28,8 @@ struct Guest {
 
 struct Outcome {
   unsigned rounds = 0;
-  double slowed = 0;    // in the last round
-  Seconds downtime{0};  // of the pages that are left
+  double slowed = 0;   // in the last round
+  Seconds downtime{0}; // of the pages that are left
   bool switched = false;
 };
 
