@@ -15,6 +15,9 @@ public:
     for (const vmm::MemorySlot& slot : memory.slots())
       written_.emplace_back((slot.size_bytes / kPageBytes + 63) / 64);
   }
+  bool has(vmm::Gpa gpa, uint64_t pages) noexcept override {
+    return !memory_.range(gpa, pages * kPageBytes).empty();
+  }
   std::span<std::byte> pages(vmm::Gpa gpa, uint64_t pages) noexcept override {
     const auto range = memory_.range(gpa, pages * kPageBytes);
     if (!range.empty())
