@@ -118,6 +118,8 @@ std::optional<Error> Doorkeeper::admit(std::unique_ptr<Call>& call) {
 std::optional<Error> Doorkeeper::admit_source(std::unique_ptr<Call>& call) {
   {
     const std::lock_guard guard(mutex_);
+    if (called_off_)
+      return call->link().error("is late: nobody waits for a guest here any more");
     if (taken_) {
       Error busy = call->link().error("another migration is arriving here already");
       busy.status = Status::kBusy;

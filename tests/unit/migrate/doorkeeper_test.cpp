@@ -180,8 +180,15 @@ TEST_F(Door, CanBeLeft) {
   auto waiting = std::async(std::launch::async, [&] { return keeper_->await_source(stop.get_token()); });
   stop.request_stop();
   EXPECT_EQ(reason(waiting.get()), "was cancelled");
+  const auto late = place_.call(hello_of(kOurs)); // whom our signs of life would keep waiting for ever
+  EXPECT_NE(reason(late).find("is late"), std::string::npos) << reason(late);
+}
+
+TEST_F(Door, CanBeLeftWhileStreamsAreWaitedFor) {
   const auto call = let_in();
+  std::stop_source stop;
   auto streams = std::async(std::launch::async, [&] { return keeper_->await_streams(1, stop.get_token()); });
+  stop.request_stop();
   EXPECT_EQ(streams.get().error().reason, "was cancelled");
 }
 
