@@ -257,10 +257,10 @@ class Refusals(MigrateCase):
         source = self.beating()
         destination, place = self.waiting()
         over = threading.Event()
-        self.addCleanup(over.set)
         proxy = Proxy(os.path.join(self.runtime, "proxy"), place, Step("", WORD, word=word), True,
                       lambda _: over.wait(vm_case.LIMIT_S))
         self.addCleanup(proxy.close)
+        self.addCleanup(over.set)  # before that: it is waited for there
         command = self.migrating(source, "unix:" + proxy.path)
         errors = command.communicate(timeout=vm_case.LIMIT_S)[1]
         return source, destination, command.returncode, errors
