@@ -265,7 +265,8 @@ class Refusals(MigrateCase):
         errors = command.communicate(timeout=vm_case.LIMIT_S)[1]
         return source, destination, command.returncode, errors
 
-    @unittest.skipUnless(FULL, "takes ten seconds of silence: not in --quick")
+    @unittest.skipUnless(os.environ.get("STOPVISOR_TEST_MODE") == "long",
+                         "skipped: known to take minutes on some runs: the silence of two links, one after the other; --long runs it")
     def test_a_link_that_falls_silent_at_the_last_words_is_found_out(self):
         for word in (migration_frames.COMMIT, migration_frames.RUNNING):
             source, destination, status, errors = self.half_open(word)
