@@ -29,6 +29,10 @@ TEST_F(MigrateEnd, OfCancels) {
 }
 
 TEST_F(MigrateEnd, OfDestinationsThatAreCalledOff) {
+  if (migrations(0, 0, 1) == 0)
+    GTEST_SKIP()
+        << "skipped: a known weakness: a source of several streams may learn of it only when its patience of ten "
+           "seconds is over; --long runs it";
   Guest guest = small(2);
   ASSERT_NE(guest.vm, nullptr);
   const uint32_t count = migrations(4, 12, 100);
