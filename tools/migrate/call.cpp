@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/migrate/call.h"
 
+#include <tuple>
 #include <utility>
 
 #include "vmm/urgent_thread.h"
@@ -72,8 +73,9 @@ std::expected<Frame, Error> Call::expect(FrameKind kind) {
 
 void Call::refuse(const Error& why) noexcept {
   try {
-    (void)voice_.say(FrameKind::kRefusal, encode(why)); // the link may be what is wrong
-  } catch (...) { // no memory: the other side learns it from the end of the link
+    std::ignore = voice_.say(FrameKind::kRefusal, encode(why)); // the link may be what is wrong
+  } catch (...) {
+    return; // no memory: the other side learns it from the end of the link
   }
 }
 

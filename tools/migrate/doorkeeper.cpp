@@ -187,7 +187,8 @@ std::expected<std::unique_ptr<Call>, Error> Doorkeeper::await_source(const std::
     return std::unexpected(Error{operation_, listener_.place(), "was cancelled", Status::kFailed});
   }
   if (source_ == nullptr)
-    return std::unexpected(*closed_);
+    return std::unexpected(
+        closed_.value_or(Error{operation_, listener_.place(), "was cancelled", Status::kFailed}));
   return std::move(source_);
 }
 

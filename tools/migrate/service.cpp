@@ -45,7 +45,7 @@ std::expected<SourceOptions, Error> read_order(const vmm::ApiRequest& request) {
     options.timeout = std::chrono::milliseconds(*timeout);
   if (auto fine = fields->finish(); !fine)
     return std::unexpected(fine.error());
-  auto address = parse_address(kOperation, *uri, Side::kSource);
+  auto address = parse_address(kOperation, uri.value_or(""), Side::kSource);
   if (!address)
     return std::unexpected(address.error());
   options.to = *std::move(address);
@@ -172,7 +172,8 @@ vmm::ApiReply Service::decide(const vmm::ApiRequest& request) {
   fields->require("decision", said.has_value());
   if (auto fine = fields->finish(); !fine)
     return vmm::error_reply(fine.error());
-  const auto* const word = std::ranges::find(kWords, *said, &std::pair<std::string_view, OperatorWord>::first);
+  const auto* const word =
+      std::ranges::find(kWords, said.value_or(""), &std::pair<std::string_view, OperatorWord>::first);
   if (word == kWords.end())
     return vmm::error_reply({kOperation, "decision", "must be run-here, drop, ask or take-back", Status::kUsage});
   std::optional<Address> other;

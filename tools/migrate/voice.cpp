@@ -2,6 +2,7 @@
 #include "tools/migrate/voice.h"
 
 #include <chrono>
+#include <tuple>
 #include <utility>
 
 namespace stopvisor::migrate {
@@ -39,8 +40,8 @@ void Voice::tick(const std::stop_token& stop) {
       return;
     const std::unique_lock speaking(mutex_, std::try_to_lock); // held: somebody speaks just now
     if (speaking.owns_lock() && !std::exchange(spoke_, false))
-      (void)writer_.write(FrameKind::kAlive,
-                          std::span<const std::byte>()); // an error is found by who has something to say
+      std::ignore = writer_.write(FrameKind::kAlive,
+                                  std::span<const std::byte>()); // an error is found by who has something to say
   }
 }
 

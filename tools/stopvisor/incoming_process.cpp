@@ -8,6 +8,7 @@
 #include <mutex>
 #include <stop_token>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 #include <spdlog/spdlog.h>
@@ -63,6 +64,8 @@ std::expected<vmm::VmConfig, Error> adapt(vmm::VmConfig config, const IncomingOr
   config.serial_path = order.serial_path;
   return config;
 }
+
+// NOLINTBEGIN(bugprone-unchecked-optional-access): what is used is there, by the order of run()
 
 // All of it, in the order in which each part needs the one before.
 class Arrival {
@@ -153,7 +156,7 @@ private:
   // CONTEXT: the source waits for it, and the guest. It was started held, which is booked as a pause.
   void let_go(bool held) {
     if (!held && !order_.paused)
-      (void)services_->api().context().holds.resume(); // there is that pause
+      std::ignore = services_->api().context().holds.resume(); // there is that pause
     switched_->switch_to(services_->api());
     signals_.end_of(*vm_);
   }
@@ -201,6 +204,8 @@ private:
   std::optional<SwitchedApi> switched_;
   std::unique_ptr<vmm::ControlServer> server_;
 };
+
+// NOLINTEND(bugprone-unchecked-optional-access)
 
 } // namespace
 

@@ -389,13 +389,13 @@ private:
       return std::unexpected(
           usage("--detach", "", "needs --name with --incoming: else nobody could ask for it before it is here"));
     IncomingOrder order;
-    auto address = migrate::parse_address("run: --incoming", *incoming_, migrate::Side::kDestination);
+    auto address = migrate::parse_address("run: --incoming", incoming_.value_or(""), migrate::Side::kDestination);
     if (!address)
       return std::unexpected(address.error());
     order.from = *std::move(address);
     const bool over_stdio = order.from.kind == migrate::AddressKind::kStdio;
     if (over_stdio && (detach_ || json))
-      return std::unexpected(usage("--incoming", *incoming_, "takes stdin and stdout for itself"));
+      return std::unexpected(usage("--incoming", incoming_.value_or(""), "takes stdin and stdout for itself"));
     order.insecure = insecure_;
     if (name_)
       if (auto fine = vmm::check_vm_name(*name_); !fine)
@@ -452,9 +452,11 @@ private:
       if (!started)
         return std::unexpected(started.error());
       if (json)
-        print_text(Json{{"vm", *name_}, {"pid", started->pid}, {"incoming", started->word}}.dump(2) + "\n");
+        print_text(Json{{"vm", name_.value_or("")}, {"pid", started->pid}, {"incoming", started->word}}.dump(2) +
+                   "\n");
       else
-        print_text(*name_ + ": waiting at " + started->word + ", pid " + std::to_string(started->pid) + "\n");
+        print_text(name_.value_or("") + ": waiting at " + started->word + ", pid " + std::to_string(started->pid) +
+                   "\n");
       return 0;
     }
     set_up_log();
