@@ -11,10 +11,6 @@ using std::chrono::seconds;
 using MigrateEnd = MigrateTest;
 
 TEST_F(MigrateEnd, OfCancels) {
-  if (migrations(0, 0, 1) == 0)
-    GTEST_SKIP() << "skipped: a known weakness: now and then a destination whose source went on in its switch "
-                    "stays orphaned until "
-                    "its time is over (minutes); the guest runs at the source; --long runs it";
   Guest guest = small(2);
   ASSERT_NE(guest.vm, nullptr);
   const uint32_t count = migrations(6, 20, 200);
@@ -33,10 +29,6 @@ TEST_F(MigrateEnd, OfCancels) {
 }
 
 TEST_F(MigrateEnd, OfDestinationsThatAreCalledOff) {
-  if (migrations(0, 0, 1) == 0)
-    GTEST_SKIP()
-        << "skipped: a known weakness: a source of several streams may learn of it only when its patience of ten "
-           "seconds is over; --long runs it";
   Guest guest = small(2);
   ASSERT_NE(guest.vm, nullptr);
   const uint32_t count = migrations(4, 12, 100);
@@ -98,10 +90,6 @@ TEST_F(MigrateEnd, IsNotOverForATimeThatIsOverOnceItSwitches) {
 
 // Its guest may have been given away by then, but never goes on here.
 TEST_F(MigrateEnd, OfMachinesThatEnd) {
-  if (migrations(0, 0, 1) == 0)
-    GTEST_SKIP()
-        << "skipped: a known weakness: the destination of a machine that is ended by force in its switch may stay "
-           "orphaned until its time is over (minutes), with nobody running the guest; --long runs it";
   const uint32_t count = migrations(4, 12, 100);
   for (uint32_t round = 0; round < count; ++round) {
     Guest guest = small(2);

@@ -114,10 +114,6 @@ TEST_F(MigrateStorm, WithAGuestThatResetsItself) {
 
 // One is taken away and one added: where the destination's machine is not of that kind any more, it says so.
 TEST_F(MigrateStorm, WithVcpusThatComeAndGo) {
-  if (migrations(0, 0, 1) == 0)
-    GTEST_SKIP() << "skipped: a known weakness: now and then a destination whose source went on in its switch "
-                    "stays orphaned until "
-                    "its time is over (minutes); the guest runs at the source; --long runs it";
   Guest guest = small(2);
   ASSERT_NE(guest.vm, nullptr);
   for (uint32_t round = migrations(2, 5, 40); round != 0; --round) {

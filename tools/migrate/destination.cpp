@@ -164,7 +164,9 @@ std::expected<void, Error> Destination::load(vmm::Vm& vm, const DestinationSteps
                                              std::optional<vmm::UrgentForAWhile>& urgent) {
   if (auto fits = check(facts_, vm); !fits)
     return fits;
-  const std::stop_callback cut(options_.stop, [this] { control_->link().cut(); });
+  // Not any more once all is there: await_decision() hears of it then, and has an answer.
+  std::optional<std::stop_callback<std::function<void()>>> cut;
+  cut.emplace(options_.stop, [this] { control_->link().cut(); });
   if (auto said = control_->voice().say(FrameKind::kAccepted, std::span<const std::byte>()); !said)
     return said;
   auto streams = doorkeeper_.await_streams(static_cast<uint16_t>(facts_.streams - 1), options_.stop);
@@ -183,6 +185,9 @@ std::expected<void, Error> Destination::load(vmm::Vm& vm, const DestinationSteps
     return std::unexpected(state.error());
   if (auto whole = receiver.check(state->links); !whole)
     return whole;
+  cut.reset();
+  if (options_.stop.stop_requested()) // it may have been cut already
+    return std::unexpected(error("was cancelled"));
   return get_ready(vm, steps, *state);
 }
 

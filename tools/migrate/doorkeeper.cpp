@@ -145,6 +145,8 @@ std::optional<Error> Doorkeeper::admit_stream(std::unique_ptr<Call>& call) {
   const uint16_t number = call->hello().number;
   {
     const std::lock_guard guard(mutex_);
+    if (called_off_)
+      return call->link().error("is late: nobody waits for a guest here any more");
     if (!taken_ || !same_id(id_, call->hello().id))
       return call->link().error("belongs to no migration that arrives here");
     if (number == 0 || streams_.contains(number))
@@ -157,6 +159,8 @@ std::optional<Error> Doorkeeper::admit_stream(std::unique_ptr<Call>& call) {
     streams_.erase(number);
     return std::move(answered.error());
   }
+  if (called_off_)
+    return call->link().error("is late: nobody waits for a guest here any more");
   streams_[number] = std::move(call);
   changed_.notify_all();
   return {};
@@ -201,12 +205,14 @@ std::expected<std::vector<std::unique_ptr<Call>>, Error> Doorkeeper::await_strea
         return false;
     return true;
   };
-  (void)changed_.wait_for(lock, stop, kStreamsComeWithin, all_there);
-  if (stop.stop_requested())
-    return std::unexpected(Error{operation_, listener_.place(), "was cancelled", Status::kFailed});
-  if (!all_there())
-    return std::unexpected(
-        Error{operation_, listener_.place(), "not all streams of the migration came", Status::kFailed});
+  const bool came = changed_.wait_for(lock, stop, kStreamsComeWithin, all_there);
+  if (stop.stop_requested() || !came) {
+    called_off_ = true; // who is there or comes yet learns at once that nobody reads, and not by patience
+    streams_.clear();
+    return std::unexpected(Error{operation_, listener_.place(),
+                                 stop.stop_requested() ? "was cancelled" : "not all streams of the migration came",
+                                 Status::kFailed});
+  }
   std::vector<std::unique_ptr<Call>> streams;
   for (uint16_t number = 1; number <= count; ++number)
     streams.push_back(std::move(streams_[number]));

@@ -103,12 +103,17 @@ vmm::Error Link::error(std::string reason) const {
   return vmm::Error{operation_, name_, std::move(reason), vmm::Status::kFailed};
 }
 
+// The flag stands before the sockets end: a thread that sees their end and not the event yet looks at it (gone()).
 void Link::cut() noexcept {
-  cut_.store(true, std::memory_order_relaxed);
+  cut_.store(true, std::memory_order_seq_cst);
   vmm::raise_event(cut_event_.get());
+  if (in_is_socket_)
+    ::shutdown(in_.get(), SHUT_RDWR);
+  if (out_ && out_is_socket_)
+    ::shutdown(out_.get(), SHUT_RDWR);
 }
 bool Link::is_cut() const noexcept {
-  return cut_.load(std::memory_order_relaxed);
+  return cut_.load(std::memory_order_acquire);
 }
 
 void Link::set_patience(milliseconds patience) noexcept {
@@ -119,6 +124,8 @@ milliseconds Link::patience() const noexcept {
 }
 
 std::unexpected<vmm::Error> Link::gone(bool in_a_message) {
+  if (is_cut())
+    return std::unexpected(error("was cut"));
   return std::unexpected(error((in_a_message ? "hung up in the middle of a message" : "hung up") + of_its_end()));
 }
 

@@ -64,7 +64,8 @@ public:
 
   // What is behind the link goes on without us: whoever it is, it is not ended with the link. CONTEXT: any thread.
   virtual void leave_alone() noexcept {}
-  // CONTEXT: any thread. The reads and writes to come, and those under way, fail ("was cut").
+  // The reads and writes to come, and those under way, fail ("was cut"); a peer at a socket sees its end now, after
+  // what was written, and not when the object goes. CONTEXT: any thread.
   void cut() noexcept;
   // Of what begins after it. CONTEXT: any thread.
   void set_patience(std::chrono::milliseconds patience) noexcept;
@@ -95,7 +96,7 @@ private:
   bool in_is_socket_;
   bool out_is_socket_;
   vmm::UniqueFd cut_event_;       // raised once and for ever
-  std::atomic<bool> cut_ = false; // for who need not wait. Relaxed: nothing but itself is concluded from it
+  std::atomic<bool> cut_ = false; // for who need not wait; seen by whoever sees the end of the sockets
   std::atomic<std::chrono::milliseconds> patience_{kPatience}; // relaxed, as above
   std::optional<vmm::Error> read_error_;                       // of the thread that reads
   std::optional<vmm::Error> write_error_;                      // of the thread that writes

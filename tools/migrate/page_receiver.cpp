@@ -103,8 +103,11 @@ void PageReceiver::run_stream(size_t link) {
 std::expected<Frame, Error> PageReceiver::receive() {
   auto frame = read_pages(0);
   const std::lock_guard guard(mutex_);
-  if (!frame && failure_) // what came first, where the control link was cut for it
+  if (failure_) // what came first; the control link is cut for it, or about to be
     return std::unexpected(*failure_);
+  // A source that takes its guest back now hangs up everywhere, and what it says of that on the control link is still
+  // to be read: streams have nothing more to carry, and their ends mean nothing.
+  failure_ = Error{operation_, "", "is over", vmm::Status::kFailed};
   return frame;
 }
 

@@ -244,19 +244,20 @@ std::expected<void, Error> await_round(EventQueue<SourceEvent>& events, Call& co
   }
 }
 
-// Of a link that failed: what the other side had said before, where it did.
-Error last_word(EventQueue<SourceEvent>& events, Call& control, Error error) {
+} // namespace
+
+Error Source::Connection::last_word(Error error) {
   const auto until = Clock::now() + kLastWords;
-  while (auto event = events.next(until)) {
+  while (auto event = events_.next(until)) {
+    if (event->word) // nobody is in doubt
+      continue;
     if (!event->heard.link)
-      break;
+      return std::move(event->heard.link.error());
     if (event->heard.frame.kind == FrameKind::kRefusal)
-      return control.refused_by(event->heard.frame);
+      return control->refused_by(event->heard.frame);
   }
   return error;
 }
-
-} // namespace
 
 std::expected<void, Error> Source::copy(Connection& connection) {
   enter(SourcePhase::kCopying, "copying memory");
@@ -291,7 +292,7 @@ std::expected<void, Error> Source::copy(Connection& connection) {
                        in_numbers(model.dirty_per_second()) + ", the link carries " +
                        in_numbers(model.pages_per_second()) + "; it goes on here",
                    Status::kBusy);
-    return last_word(shared_->events, *connection.control, std::move(failed));
+    return connection.last_word(std::move(failed));
   };
   auto looked = Clock::now();
   for (;; ++connection.round) {

@@ -57,9 +57,15 @@ public:
   // From now on what comes on the control link is an event.
   void listen() {
     ear_ = std::make_unique<Ear>(*control, [this, link = generation](Ear::Heard heard) {
+      if (!heard.link) // nobody reads pages any more: who sends some is not to find that out by patience
+        for (const auto& stream : streams)
+          stream->link().cut();
       events_.push({.link = link, .heard = std::move(heard)});
     });
   }
+  // Of a link that failed: what the other side had said before, where it did, or how the control link ended, for
+  // which the streams are cut. CONTEXT: as the events'; blocks for a moment.
+  [[nodiscard]] vmm::Error last_word(vmm::Error error);
   // Another link in the place of the control link, whose events are of no interest any more.
   void replace(std::unique_ptr<Call> call) {
     ear_.reset();

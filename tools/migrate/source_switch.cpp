@@ -82,7 +82,7 @@ std::expected<void, Error> Source::Switch::send_rest() {
   auto flushed = source_.vm_.flush_disks();
   const auto sent = to.sender->finish();
   if (!sent)
-    return std::unexpected(sent.error());
+    return std::unexpected(to.last_word(sent.error()));
   if (!sections)
     return std::unexpected(std::move(sections.error()));
   if (!flushed)
