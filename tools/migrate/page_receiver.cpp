@@ -105,8 +105,8 @@ std::expected<Frame, Error> PageReceiver::receive() {
   const std::lock_guard guard(mutex_);
   if (failure_) // what came first; the control link is cut for it, or about to be
     return std::unexpected(*failure_);
-  // A source that takes its guest back now hangs up everywhere, and what it says of that on the control link is still
-  // to be read: streams have nothing more to carry, and their ends mean nothing.
+  // A source that takes its guest back now hangs up everywhere, and what it says of that on the control link is
+  // still to be read: streams have nothing more to carry, and their ends mean nothing.
   failure_ = Error{operation_, "", "is over", vmm::Status::kFailed};
   return frame;
 }
