@@ -5,6 +5,8 @@
 #include <time.h>
 
 #include <cerrno>
+#include <system_error>
+#include <thread>
 #include <utility>
 
 namespace stopvisor::vmm {
@@ -26,6 +28,15 @@ Error ioctl_failed(const char* name) {
 
 } // namespace
 
+struct KvmVm::PitMaker {
+  int error = 0; // errno; the thread's until it is joined
+  std::jthread thread;
+};
+
+KvmVm::KvmVm(UniqueFd fd) noexcept : fd_(std::move(fd)) {}
+KvmVm::~KvmVm() = default;
+KvmVm::KvmVm(KvmVm&&) noexcept = default;
+
 std::expected<KvmVm, Error> KvmVm::create(const KvmSystem& system, uint32_t cpus, const GuestMemory& memory) {
   auto fd = system.create_vm();
   if (!fd)
@@ -38,8 +49,11 @@ std::expected<KvmVm, Error> KvmVm::create(const KvmSystem& system, uint32_t cpus
     return std::unexpected(added.error());
   if (auto made = vm.create_controllers(system, cpus); !made)
     return std::unexpected(made.error());
-  if (auto remembered = vm.remember(); !remembered)
-    return std::unexpected(remembered.error());
+  auto initial = vm.controllers();
+  if (!initial)
+    return std::unexpected(std::move(initial.error()));
+  vm.initial_ = *initial;
+  vm.has_pit_ = system.capability(KVM_CAP_PIT2) != 0 && system.capability(KVM_CAP_PIT_STATE2) != 0;
   return vm;
 }
 
@@ -59,13 +73,36 @@ std::expected<void, Error> KvmVm::create_controllers(const KvmSystem& system, ui
     if (::ioctl(fd_.get(), KVM_ENABLE_CAP, &wide) != 0)
       return std::unexpected(ioctl_failed("KVM_CAP_X2APIC_API"));
   }
-  if (system.capability(KVM_CAP_PIT2) != 0 && system.capability(KVM_CAP_PIT_STATE2) != 0) {
-    kvm_pit_config pit{};
-    pit.flags = KVM_PIT_SPEAKER_DUMMY; // port 0x61, whose bits guests calibrate their TSC with
-    if (::ioctl(fd_.get(), KVM_CREATE_PIT2, &pit) != 0)
-      return std::unexpected(ioctl_failed("KVM_CREATE_PIT2"));
-    initial_.pit.emplace();
+  return {};
+}
+
+std::expected<void, Error> KvmVm::begin_pit() {
+  if (!has_pit_)
+    return {};
+  pit_maker_ = std::make_unique<PitMaker>();
+  try {
+    pit_maker_->thread = std::jthread([fd = fd_.get(), maker = pit_maker_.get()] {
+      kvm_pit_config pit{};
+      pit.flags = KVM_PIT_SPEAKER_DUMMY; // port 0x61, whose bits guests calibrate their TSC with
+      if (::ioctl(fd, KVM_CREATE_PIT2, &pit) != 0)
+        maker->error = errno;
+    });
+  } catch (const std::system_error& error) {
+    return std::unexpected(system_error("start VM", "KVM_CREATE_PIT2", error.code().value()));
   }
+  return {};
+}
+
+std::expected<void, Error> KvmVm::await_pit() {
+  if (!pit_maker_ || !pit_maker_->thread.joinable())
+    return {};
+  pit_maker_->thread.join();
+  if (pit_maker_->error != 0)
+    return std::unexpected(system_error("start VM", "KVM_CREATE_PIT2", pit_maker_->error));
+  auto initial = pit();
+  if (!initial)
+    return std::unexpected(std::move(initial.error()));
+  initial_.pit = *initial;
   return {};
 }
 
@@ -122,12 +159,11 @@ std::expected<void, Error> KvmVm::clear_dirty(const std::string& operation, uint
   return {};
 }
 
-std::expected<void, Error> KvmVm::remember() {
-  auto now = controllers();
-  if (!now)
-    return std::unexpected(now.error());
-  initial_ = *now;
-  return {};
+std::expected<std::optional<kvm_pit_state2>, Error> KvmVm::pit() const {
+  std::optional<kvm_pit_state2> state;
+  if (has_pit_ && ::ioctl(fd_.get(), KVM_GET_PIT2, &state.emplace()) != 0)
+    return std::unexpected(ioctl_failed("KVM_GET_PIT2"));
+  return state;
 }
 
 std::expected<ControllerValues, Error> KvmVm::controllers() const {
@@ -137,8 +173,10 @@ std::expected<ControllerValues, Error> KvmVm::controllers() const {
     if (::ioctl(fd_.get(), KVM_GET_IRQCHIP, &values.irqchips[chip]) != 0)
       return std::unexpected(ioctl_failed("KVM_GET_IRQCHIP"));
   }
-  if (has_pit() && ::ioctl(fd_.get(), KVM_GET_PIT2, &values.pit.emplace()) != 0)
-    return std::unexpected(ioctl_failed("KVM_GET_PIT2"));
+  auto timer = pit();
+  if (!timer)
+    return std::unexpected(std::move(timer.error()));
+  values.pit = *timer;
   return values;
 }
 

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <expected>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -19,12 +21,23 @@ namespace stopvisor::vmm {
 
 class KvmVm {
 public:
-  // Makes the VM with an in-kernel local APIC, I/O APIC and PICs, and a PIT where KVM has one, and gives it
-  // `memory`, which must outlive it. CONTEXT: any thread. RETURNS: kFailed, naming the ioctl that failed.
+  // Makes the VM with an in-kernel local APIC, I/O APIC and PICs, and gives it `memory`, which must outlive it.
+  // CONTEXT: any thread. RETURNS: kFailed, naming the ioctl that failed.
   [[nodiscard]] static std::expected<KvmVm, Error> create(const KvmSystem& system, uint32_t cpus,
                                                           const GuestMemory& memory);
+  ~KvmVm();
+  KvmVm(KvmVm&&) noexcept;
+  KvmVm& operator=(KvmVm&&) = delete;
 
-  [[nodiscard]] bool has_pit() const noexcept { return initial_.pit.has_value(); }
+  // Whether it gets a PIT: where KVM has one.
+  [[nodiscard]] bool has_pit() const noexcept { return has_pit_; }
+  // KVM takes milliseconds to make it (a kernel thread, and waits for readers of its tables), and holds the VM's
+  // lock meanwhile: create_vcpu(), add_irqfd() and add_ioeventfd() wait for it. Others go on, so a thread makes it.
+  // CONTEXT: once, after those. RETURNS: kFailed where the host has no thread.
+  [[nodiscard]] std::expected<void, Error> begin_pit();
+  // Until it is there. CONTEXT: before anything looks at it or a vCPU runs; one thread at a time; again at will.
+  // RETURNS: kFailed, naming the ioctl.
+  [[nodiscard]] std::expected<void, Error> await_pit();
 
   // KVM_CREATE_VCPU; `cpu` becomes its APIC id. RETURNS: kFailed.
   [[nodiscard]] std::expected<UniqueFd, Error> create_vcpu(uint32_t cpu) const;
@@ -68,13 +81,16 @@ public:
   [[nodiscard]] std::expected<void, Error> set_clock(const ClockValues& values) const;
 
 private:
-  explicit KvmVm(UniqueFd fd) noexcept : fd_(std::move(fd)) {}
+  struct PitMaker;
+  explicit KvmVm(UniqueFd fd) noexcept;
   [[nodiscard]] std::expected<void, Error> create_controllers(const KvmSystem& system, uint32_t cpus);
   [[nodiscard]] std::expected<void, Error> add_memory(const GuestMemory& memory) const;
-  [[nodiscard]] std::expected<void, Error> remember();
+  [[nodiscard]] std::expected<std::optional<kvm_pit_state2>, Error> pit() const;
 
   UniqueFd fd_;
+  bool has_pit_ = false;
   ControllerValues initial_; // what reset() goes back to
+  std::unique_ptr<PitMaker> pit_maker_;
 };
 
 } // namespace stopvisor::vmm

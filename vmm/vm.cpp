@@ -37,7 +37,7 @@ void Vm::request_end(VmEnd end) noexcept {
 
 std::expected<void, Error> Vm::Parts::check_takes_keys() const {
   if (life.ending())
-    return std::unexpected(Error{"shutdown", config.name, "the VM is ending already", Status::kFailed});
+    return std::unexpected(explain("shutdown", {.code = stopper::StopErrc::kEnded}));
   if (!started.load(std::memory_order_acquire)) // pairs with start()
     return std::unexpected(Error{"shutdown", config.name, "the VM has not started yet", Status::kFailed});
   return {};

@@ -130,7 +130,7 @@ std::expected<void, Error> Vm::Parts::join_machine(const char* operation, uint32
 std::expected<void, Error> Vm::Parts::bring_online(const char* operation, uint32_t cpu, Vcpu& vcpu,
                                                    TimePoint deadline) {
   // Where the thread leaves before it comes to it.
-  std::expected<void, Error> result = std::unexpected(about(*this, operation, "the VM has ended", Status::kFailed));
+  std::expected<void, Error> result = std::unexpected(explain(operation, {.code = stopper::StopErrc::kEnded}));
   if (!vcpu.thread.come_online([&] {
         result = join_machine(operation, cpu, vcpu, deadline);
         return result.has_value();
@@ -216,7 +216,7 @@ std::expected<bool, Error> Vm::Parts::ask_to_give_up(const char* operation, uint
   case CpuDevice::Answer::kClosed:
     break;
   }
-  return std::unexpected(about(*this, operation, "the VM has ended", Status::kFailed));
+  return std::unexpected(explain(operation, {.code = stopper::StopErrc::kEnded}));
 }
 
 std::expected<void, Error> Vm::Parts::take_offline(const char* operation, uint32_t cpu, TimePoint deadline) {

@@ -146,7 +146,7 @@ struct Vm::Parts final : private stopper::Kick {
   WrittenPages written_pages{memory.slots()};
   FreezePlace freeze_place;
   std::atomic<bool> dirty_log_taken{false};
-  const KvmVm kvm;
+  KvmVm kvm;
   VcpuHookPoint hooks;
   RegisterWishes register_wishes;
 

@@ -179,6 +179,8 @@ std::expected<void, Error> Vm::Parts::restore_state(std::span<const StateSection
     return done;
   if (auto done = from->finish(); !done)
     return done;
+  if (auto there = kvm.await_pit(); !there)
+    return there;
   if (auto done = kvm.set_pit(*controllers); !done)
     return done;
   if (auto done = kvm.set_clock(*clock); !done)

@@ -16,6 +16,8 @@ namespace stopvisor::vmm {
 std::expected<void, Error> Vm::Parts::start() {
   if (life.ending())
     return std::unexpected(Error{"start VM", config.name, "it was ended already", Status::kFailed});
+  if (auto there = kvm.await_pit(); !there)
+    return there;
   for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
     if (auto made = starts_offline.test(cpu) ? vcpus[cpu].thread.start_offline() : vcpus[cpu].thread.start(); !made)
       return made;

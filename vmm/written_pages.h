@@ -68,7 +68,7 @@ private:
   };
   std::vector<Slot> slots_; // fixed
   std::atomic<uint64_t> count_{0};
-  std::mutex outside_; // a leaf
+  std::mutex outside_; // a leaf, but for Holds'
 };
 
 } // namespace stopvisor::vmm

@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <filesystem>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 namespace stopvisor::migrate {
@@ -162,6 +164,19 @@ std::expected<Address, vmm::Error> parse_address(std::string_view operation, std
     return std::unexpected(vmm::Error{std::string(operation), std::string(text.substr(0, kShown)),
                                       std::move(*wrong), vmm::Status::kUsage});
   return address;
+}
+
+std::expected<Address, vmm::Error> parse_address_here(std::string_view operation, std::string_view text,
+                                                      Side side) {
+  auto address = parse_address(operation, text, side);
+  if (!address || address->kind != AddressKind::kUnix)
+    return address;
+  std::error_code error;
+  const auto path = std::filesystem::absolute(address->path, error);
+  if (error)
+    return std::unexpected(
+        vmm::Error{std::string(operation), address->text, error.message(), vmm::Status::kFailed});
+  return parse_address(operation, "unix:" + path.lexically_normal().string(), side); // it may be too long now
 }
 
 } // namespace stopvisor::migrate

@@ -36,5 +36,8 @@ enum class Side : uint8_t { kSource, kDestination };
 // CONTEXT: any thread; does not block, looks nothing up. RETURNS: kUsage, naming what is wrong with `text`.
 [[nodiscard]] std::expected<Address, vmm::Error> parse_address(std::string_view operation, std::string_view text,
                                                                Side side);
+// The same, with a path that is relative to this process's folder made absolute: for a process in another folder.
+[[nodiscard]] std::expected<Address, vmm::Error> parse_address_here(std::string_view operation,
+                                                                    std::string_view text, Side side);
 
 } // namespace stopvisor::migrate

@@ -375,6 +375,7 @@ void Destination::answer_for_a_while() {
 
 void Destination::take_again(std::unique_ptr<Call> call) {
   told_ = false;
+  reason_.reset(); // how the older link ended does not matter any more
   cut_at_ = Clock::time_point::max();
   ear_.reset(); // what comes by the older link is not read any more
   control_ = std::move(call);

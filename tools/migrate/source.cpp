@@ -374,6 +374,8 @@ std::expected<void, Error> Source::hand_over(Connection& connection) {
   }();
   if (!stopped)
     return std::unexpected(vm_.explain(options_.operation, stopped.error()));
+  if (outcome == Switch::Outcome::kHere && the_switch.unheard())
+    the_switch.take_back();
   if (outcome != Switch::Outcome::kGone)
     return std::unexpected(the_switch.reason());
   return {};

@@ -98,6 +98,12 @@ public:
   [[nodiscard]] Outcome run() noexcept;
   // Why it is not gone. CONTEXT: after run().
   [[nodiscard]] const vmm::Error& reason() const noexcept { return reason_; }
+  // Whether a destination may have everything, and not have heard that the guest goes on here. CONTEXT: after
+  // run().
+  [[nodiscard]] bool unheard() const noexcept { return unheard_; }
+  // Calls it again to say so, for some seconds at most: it would keep the guest ready for its limit of time, and an
+  // operator who took it for orphaned would run it twice. CONTEXT: not under a stop: the guest runs.
+  void take_back();
 
 private:
   using Clock = std::chrono::steady_clock;
@@ -125,6 +131,7 @@ private:
   Clock::time_point cut_at_ = Clock::time_point::max();
   vmm::Error reason_;
   bool asked_to_give_up_ = false;
+  bool unheard_ = false;
   bool unlocked_ = false; // our locks on the disks were given back
   bool in_doubt_ = false; // and said so
   bool go_on_ = true;     // what the destination is told when it is dialled again

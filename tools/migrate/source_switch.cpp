@@ -5,6 +5,8 @@
 // Everything happens in one callback under a stop. Others' callbacks (poke, a patch) wait for their own deadlines
 // meanwhile, so that nobody changes a guest that is elsewhere already, and nobody believes to have.
 #include <algorithm>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 #include <utility>
 
@@ -20,6 +22,8 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kLook{
     100}; // how often it is looked whether the VM ends, or the job is cancelled
 constexpr std::chrono::seconds kDialEvery{1};
+constexpr std::chrono::milliseconds kTakeBackEvery{250};
+constexpr std::chrono::seconds kTakeBackWithin{5};
 constexpr std::chrono::seconds kLastWords{1};       // on a link that cannot be written to any more
 constexpr std::chrono::seconds kLeastToGetReady{2}; // for the destination, from the guest's hold on
 
@@ -103,8 +107,10 @@ std::expected<void, Error> Source::Switch::send_rest() {
   const auto bytes = encode(message);
   if (!bytes)
     return std::unexpected(bytes.error());
-  if (auto said = to.control->voice().say(FrameKind::kState, *bytes); !said) // it may have been heard all the same:
-    return said; // but nothing it can answer with gives it the guest before our commit
+  if (auto said = to.control->voice().say(FrameKind::kState, *bytes); !said) {
+    unheard_ = true; // it may have been heard all the same, but no answer gives it the guest before our commit
+    return std::unexpected(to.last_word(std::move(said.error())));
+  }
   const std::lock_guard guard(source_.shared_->mutex);
   SourceFigures& figures = source_.shared_->view.figures;
   figures.rounds.push_back({to.round, pages, Clock::now() - begin_, 1.0});
@@ -167,6 +173,7 @@ void Source::Switch::hear(SourceEvent event) {
   if (event.heard.link)
     return hear_frame(event.heard.frame);
   because(event.heard.link.error());
+  unheard_ = in(SourceSide::State::kWaits);
   act(side_.lose_link());
 }
 
@@ -184,6 +191,7 @@ void Source::Switch::hear_frame(const Frame& frame) {
                         : std::unexpected(connection_.control->link().error("speaks out of turn"));
   if (!word) {
     because(word.error());
+    unheard_ = in(SourceSide::State::kWaits);
     act(side_.lose_link());
     return;
   }
@@ -236,8 +244,11 @@ void Source::Switch::act(const Turn& turn) {
 void Source::Switch::say(Word word) {
   if (word == Word::kCommit && !std::exchange(unlocked_, true))
     source_.vm_.unlock_disks(); // or the destination could not take them
-  if (auto said = connection_.control->voice().say(FrameKind::kWord, encode(word)); !said && !outcome_) {
-    because(std::move(said.error()));
+  const auto said = connection_.control->voice().say(FrameKind::kWord, encode(word));
+  if (!said && outcome_ == Outcome::kHere)
+    unheard_ = true;
+  if (!said && !outcome_) {
+    because(said.error());
     cut_at_ = Clock::now() + kLastWords; // what it had said before it hung up is still to be read
   }
 }
@@ -281,6 +292,30 @@ void Source::Switch::enter_doubt() {
       source_.vm_.config().name + " --run-here' lets it go on here; where it runs there, '--drop' ends it here");
 }
 
+void Source::Switch::take_back() {
+  if (!can_be_dialled_again(source_.options_.to))
+    return;
+  connection_.control->link().cut(); // or the destination might hope for more of it
+  source_.around_.begin_phase("taking the guest back");
+  Hello hello = connection_.control->hello();
+  hello.role = LinkRole::kAgain;
+  const std::stop_token& stop = source_.around_.stop;
+  std::mutex mutex;
+  std::condition_variable_any never;
+  std::unique_lock lock(mutex);
+  for (const auto until = Clock::now() + kTakeBackWithin; Clock::now() < until && source_.check_goes_on();) {
+    auto call = Call::make(source_.options_.operation, source_.options_.to, source_.options_.insecure, hello, stop);
+    if (call) {
+      const std::stop_callback cut(stop, [&] { (*call)->link().cut(); });
+      if ((*call)->voice().say(FrameKind::kWord, encode(Word::kAbandon)) && (*call)->expect(FrameKind::kWord))
+        return; // it will not run the guest, whichever word that was: a commit was never said
+    } else if (call.error().status == Status::kBusy) {
+      return; // nobody waits there any more
+    }
+    (void)never.wait_for(lock, stop, kTakeBackEvery, [] { return false; });
+  }
+}
+
 void Source::Switch::dial_again() {
   dial_at_ = Clock::now() + kDialEvery;
   Hello hello = connection_.control->hello();
@@ -298,6 +333,7 @@ void Source::Switch::dial_again() {
   connection_.replace(*std::move(call));
   cut_at_ = Clock::time_point::max();
   in_doubt_ = false;
+  source_.enter(SourcePhase::kSwitching, "asking the destination"); // an operator's word would come too late now
   act(side_.dialled_again(go_on_));
 }
 

@@ -118,9 +118,10 @@ private:
   }
 
   std::expected<Json, Error> order() const {
-    if (auto fine = migrate::parse_address(name(), uri_.front(), migrate::Side::kSource); !fine)
-      return std::unexpected(fine.error());
-    Json body = {{"uri", uri_.front()}, {"insecure", insecure_}};
+    const auto to = migrate::parse_address_here(name(), uri_.front(), migrate::Side::kSource);
+    if (!to)
+      return std::unexpected(to.error());
+    Json body = {{"uri", to->text}, {"insecure", insecure_}};
     if (downtime_) {
       const auto downtime = vmm::parse_duration("migrate: --max-downtime", *downtime_);
       if (!downtime)
@@ -177,8 +178,12 @@ private:
     if (!uri_.empty() && !ask_ && !take_back_)
       return std::unexpected(usage(uri_.front(), std::string("no place is needed with --") + decision));
     Json body = {{"decision", decision}};
-    if (!uri_.empty())
-      body["uri"] = uri_.front();
+    if (!uri_.empty()) {
+      const auto other = migrate::parse_address_here(name(), uri_.front(), migrate::Side::kSource);
+      if (!other)
+        return std::unexpected(other.error());
+      body["uri"] = other->text;
+    }
     auto client = Client::connect(name(), vm_);
     if (!client)
       return std::unexpected(client.error());

@@ -116,12 +116,16 @@ std::expected<void, Error> compare_and_write(ApiContext& context, std::vector<Wr
 
 std::expected<void, Error> write_live(ApiContext& context, std::vector<Write>& writes) {
   if (context.vm.state() == VmState::kEnded)
-    return std::unexpected(Error{"poke", context.vm.config().name, "the VM has ended", Status::kFailed});
+    return std::unexpected(context.vm.explain("poke", {.code = stopper::StopErrc::kEnded}));
   for (const Write& write : writes)
     if (write.address.kind != GuestAddress::Kind::kPhysical)
       return std::unexpected(Error{"poke", to_string(write.address),
                                    "without a stop only gpa: addresses can be written", Status::kUsage});
+  // A guest that is about to go on elsewhere: its holds are closed before what was written is taken for the last
+  // time, and that waits for who is in here. So either our bytes go along, or we see that they would not.
   const auto outside = context.vm.written_pages().write_outside();
+  if (auto open = context.holds.check_open("poke"); !open)
+    return open;
   return compare_and_write(context, writes, nullptr);
 }
 

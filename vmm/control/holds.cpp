@@ -23,14 +23,27 @@ Holds::~Holds() {
     watcher_.join();
 }
 
-HoldId Holds::book(const Hold& hold) {
-  const std::lock_guard guard(mutex_);
-  holds_.emplace(++last_id_, hold);
-  return last_id_;
+// Of a hold that was taken. While it was waited for, close() may have come: whoever moves the guest has seen the
+// book by then, and a hold that is not in it would be one of a guest that runs elsewhere.
+std::expected<HoldId, Error> Holds::book_unless_closed(const char* operation, const Hold& hold) {
+  std::expected<void, Error> open;
+  {
+    const std::lock_guard guard(mutex_);
+    open = refuse_if_closed(operation);
+    if (open) {
+      holds_.emplace(++last_id_, hold);
+      return last_id_;
+    }
+  }
+  target_.release();
+  return std::unexpected(std::move(open.error()));
 }
 
 void Holds::adopt_pause(Peer peer) {
-  book({.kind = Hold::Kind::kPause, .peer = peer, .connection = 0, .since = HoldClock::now(), .until = {}});
+  const std::lock_guard guard(mutex_);
+  holds_.emplace(
+      ++last_id_,
+      Hold{.kind = Hold::Kind::kPause, .peer = peer, .connection = 0, .since = HoldClock::now(), .until = {}});
 }
 
 void Holds::close(Error why) noexcept {
@@ -44,20 +57,23 @@ void Holds::open() noexcept {
 }
 
 std::expected<void, Error> Holds::check_open(const char* operation) const {
+  const std::lock_guard guard(mutex_);
+  return refuse_if_closed(operation);
+}
+
+std::expected<void, Error> Holds::refuse_if_closed(const char* operation) const {
   if (!closed_)
     return {};
   return std::unexpected(Error{operation, "", closed_->reason, closed_->status});
 }
 
 std::expected<HoldId, Error> Holds::pause(Peer peer, HoldClock::time_point deadline) {
-  {
-    const std::lock_guard guard(mutex_);
-    if (auto open = check_open("pause"); !open)
-      return std::unexpected(std::move(open.error()));
-  }
+  if (auto open = check_open("pause"); !open)
+    return std::unexpected(std::move(open.error()));
   if (auto held = target_.acquire("pause", deadline); !held)
     return std::unexpected(held.error());
-  return book({.kind = Hold::Kind::kPause, .peer = peer, .connection = 0, .since = HoldClock::now(), .until = {}});
+  return book_unless_closed(
+      "pause", {.kind = Hold::Kind::kPause, .peer = peer, .connection = 0, .since = HoldClock::now(), .until = {}});
 }
 
 void Holds::take_back(HoldId pause) noexcept {
@@ -72,7 +88,7 @@ void Holds::take_back(HoldId pause) noexcept {
 std::expected<void, Error> Holds::resume() {
   {
     const std::lock_guard guard(mutex_);
-    if (auto open = check_open("resume"); !open)
+    if (auto open = refuse_if_closed("resume"); !open)
       return open;
     const auto pause = std::find_if(holds_.rbegin(), holds_.rend(),
                                     [](const auto& entry) { return entry.second.kind == Hold::Kind::kPause; });
@@ -94,7 +110,7 @@ std::expected<HoldId, Error> Holds::lease(ConnectionId connection, Peer peer, Ho
                                           std::optional<std::chrono::milliseconds> max) {
   {
     const std::lock_guard guard(mutex_);
-    if (auto open = check_open("hold"); !open)
+    if (auto open = refuse_if_closed("hold"); !open)
       return std::unexpected(std::move(open.error()));
     const auto own = std::ranges::count_if(
         holds_, [connection](const auto& entry) { return entry.second.connection == connection; });
@@ -114,8 +130,8 @@ std::expected<HoldId, Error> Holds::lease(ConnectionId connection, Peer peer, Ho
   Hold hold{.kind = Hold::Kind::kLease, .peer = peer, .connection = connection, .since = now, .until = {}};
   if (max)
     hold.until = now + *max;
-  const HoldId id = book(hold);
-  if (max)
+  auto id = book_unless_closed("hold", hold);
+  if (id && max)
     changed_.notify_all();
   return id;
 }
@@ -131,7 +147,7 @@ std::optional<std::expected<void, Error>> Holds::end_lease(ConnectionId connecti
     holds_.erase(found);
     if (expired)
       return std::unexpected(Error{"hold", "", "time was up", Status::kBusy});
-    done = check_open("hold");
+    done = refuse_if_closed("hold");
   }
   target_.release();
   return done;

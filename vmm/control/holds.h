@@ -76,18 +76,21 @@ public:
 
   // The VM is about to go on elsewhere: pause(), resume() and lease() are refused from now on for the reason of
   // `why` (and with its status), and clients whose leases end after it are told it too. open() takes it back. A
-  // hold that is asked for just now may still be taken: it ends with the VM, or is there when it goes on here.
-  // CONTEXT: any thread, callbacks under a stop included; they do not block.
+  // hold that is taken just now and not booked yet is given back, and refused as well: what list() has after this
+  // is all there is. CONTEXT: any thread, callbacks under a stop included; they do not block.
   void close(Error why) noexcept;
   void open() noexcept;
+  // For who changes the guest under no hold and no stop: RETURNS what close() was told, of `operation`, until
+  // open(). CONTEXT: any thread, also in WrittenPages::write_outside(); does not block.
+  [[nodiscard]] std::expected<void, Error> check_open(const char* operation) const;
 
   // The holds in force, oldest first.
   [[nodiscard]] std::vector<Hold> list() const;
 
 private:
   void watch_deadlines() noexcept;
-  HoldId book(const Hold& hold);
-  [[nodiscard]] std::expected<void, Error> check_open(const char* operation) const; // under mutex_
+  [[nodiscard]] std::expected<HoldId, Error> book_unless_closed(const char* operation, const Hold& hold);
+  [[nodiscard]] std::expected<void, Error> refuse_if_closed(const char* operation) const; // under mutex_
 
   HoldTarget& target_;
   mutable std::mutex mutex_; // a leaf: the target is never called while it is held

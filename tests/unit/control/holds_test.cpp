@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 
 namespace stopvisor::vmm {
@@ -15,6 +16,8 @@ using std::chrono::milliseconds;
 class CountingTarget final : public HoldTarget {
 public:
   std::expected<void, Error> acquire(const char* operation, HoldClock::time_point) override {
+    if (on_acquire)
+      on_acquire();
     const std::lock_guard guard(mutex_);
     if (refuses)
       return std::unexpected(Error{operation, "vm1", "deadline passed", Status::kBusy});
@@ -36,6 +39,7 @@ public:
   }
 
   bool refuses = false;
+  std::function<void()> on_acquire;
 
 private:
   mutable std::mutex mutex_;
@@ -160,6 +164,27 @@ TEST_F(HoldsTest, NobodyHoldsAVmThatIsAboutToGoElsewhere) {
   holds.open();
   EXPECT_TRUE(holds.resume());
   EXPECT_TRUE(holds.lease(7, {2, 0}, soon, {}));
+}
+
+TEST_F(HoldsTest, AHoldThatIsTakenAsItIsClosedIsGivenBack) {
+  target.on_acquire = [this] { holds.close(kMoving); };
+  for (const auto& refused : {holds.pause({2, 0}, soon), holds.lease(7, {2, 0}, soon, {})}) {
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().reason, kMoving.reason);
+    holds.open();
+  }
+  EXPECT_EQ(target.held(), 0);
+  EXPECT_TRUE(holds.list().empty());
+}
+
+TEST_F(HoldsTest, WhoChangesTheGuestUnderNoHoldCanAsk) {
+  EXPECT_TRUE(holds.check_open("poke"));
+  holds.close(kMoving);
+  const auto refused = holds.check_open("poke");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message(), "poke: the VM is being migrated to unix:/x");
+  holds.open();
+  EXPECT_TRUE(holds.check_open("poke"));
 }
 
 TEST_F(HoldsTest, WhoseLeaseEndsMeanwhileIsToldWhy) {

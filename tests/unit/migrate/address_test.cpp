@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What users write, and what they are told where it cannot be.
+#include <filesystem>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -89,6 +90,16 @@ TEST(Address, ExecIsForASource) {
   EXPECT_TRUE(says(refusal("exec:"), "no command"));
   EXPECT_TRUE(says(refusal("exec: \t"), "no command"));
   EXPECT_TRUE(says(refusal("exec:" + std::string(40'000, 'x')), "too long"));
+}
+
+TEST(Address, ARelativePathIsThatOfOurFolder) {
+  const auto here = parse_address_here("migrate", "unix:door/../in", Side::kSource);
+  ASSERT_TRUE(here);
+  EXPECT_EQ(here->path, (std::filesystem::current_path() / "in").string());
+  EXPECT_EQ(here->text, "unix:" + here->path);
+  EXPECT_EQ(parse_address_here("migrate", "unix:/run/in", Side::kSource)->text, "unix:/run/in");
+  EXPECT_EQ(parse_address_here("migrate", "tcp://localhost:7", Side::kSource)->text, "tcp://localhost:7");
+  EXPECT_EQ(parse_address_here("migrate", "unix:", Side::kSource).error().status, vmm::Status::kUsage);
 }
 
 TEST(Address, FdIsANumberAboveTheStandardThree) {
