@@ -3,8 +3,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
-#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,6 +15,7 @@
 
 #include "vmm/boot/file.h"
 #include "vmm/machine_reader.h"
+#include "vmm/spawn_arguments.h"
 #include "vmm/unique_fd.h"
 
 namespace stopvisor::vmm {
@@ -68,17 +67,10 @@ std::string complaint_of(const std::vector<std::byte>& bytes) {
 
 // RETURNS: an errno value where dtc cannot be started.
 std::expected<pid_t, int> start_dtc(const std::string& path, int out, int complaints) {
-  posix_spawn_file_actions_t actions;
-  ::posix_spawn_file_actions_init(&actions);
-  ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-  ::posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
-  ::posix_spawn_file_actions_adddup2(&actions, complaints, STDERR_FILENO);
-  posix_spawnattr_t attributes;
-  ::posix_spawnattr_init(&attributes);
-  sigset_t none;
-  ::sigemptyset(&none);
-  ::posix_spawnattr_setsigmask(&attributes, &none);
-  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  SpawnArguments spawn;
+  ::posix_spawn_file_actions_addopen(&spawn.actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  ::posix_spawn_file_actions_adddup2(&spawn.actions, out, STDOUT_FILENO);
+  ::posix_spawn_file_actions_adddup2(&spawn.actions, complaints, STDERR_FILENO);
   std::vector<std::string> words{"dtc", "-q", "-I", "dts", "-O", "dtb", "--", path};
   std::vector<char*> argv;
   argv.reserve(words.size() + 1);
@@ -86,9 +78,7 @@ std::expected<pid_t, int> start_dtc(const std::string& path, int out, int compla
     argv.push_back(word.data());
   argv.push_back(nullptr);
   pid_t child = 0;
-  const int error = ::posix_spawnp(&child, "dtc", &actions, &attributes, argv.data(), environ);
-  ::posix_spawnattr_destroy(&attributes);
-  ::posix_spawn_file_actions_destroy(&actions);
+  const int error = ::posix_spawnp(&child, "dtc", &spawn.actions, &spawn.attributes, argv.data(), environ);
   if (error != 0)
     return std::unexpected(error);
   return child;

@@ -3,9 +3,10 @@
 
 #include <fcntl.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "vmm/spawn_arguments.h"
 
 namespace stopvisor::tools {
 
@@ -15,20 +16,12 @@ std::expected<Child, vmm::Error> Child::start(const std::vector<std::string>& co
   for (const std::string& word : command)
     arguments.push_back(const_cast<char*>(word.c_str())); // posix_spawn's prototype; it writes nothing
   arguments.push_back(nullptr);
-  posix_spawn_file_actions_t files;
-  posix_spawn_file_actions_init(&files);
+  vmm::SpawnArguments spawn;
   for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
-    posix_spawn_file_actions_addopen(&files, stream, "/dev/null", stream == STDIN_FILENO ? O_RDONLY : O_WRONLY, 0);
-  posix_spawnattr_t attributes;
-  posix_spawnattr_init(&attributes);
-  sigset_t none;
-  sigemptyset(&none);
-  posix_spawnattr_setsigmask(&attributes, &none);
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    posix_spawn_file_actions_addopen(&spawn.actions, stream, "/dev/null",
+                                     stream == STDIN_FILENO ? O_RDONLY : O_WRONLY, 0);
   pid_t pid = 0;
-  const int error = posix_spawnp(&pid, arguments[0], &files, &attributes, arguments.data(), environ);
-  posix_spawnattr_destroy(&attributes);
-  posix_spawn_file_actions_destroy(&files);
+  const int error = posix_spawnp(&pid, arguments[0], &spawn.actions, &spawn.attributes, arguments.data(), environ);
   if (error != 0)
     return std::unexpected(vmm::system_error("start", command.front(), error));
   return Child(pid);

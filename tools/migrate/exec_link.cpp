@@ -3,7 +3,6 @@
 #include "tools/migrate/exec_link.h"
 
 #include <poll.h>
-#include <spawn.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -18,6 +17,7 @@
 
 #include "tools/migrate/sockets.h"
 #include "tools/migrate/waiting.h"
+#include "vmm/spawn_arguments.h"
 
 namespace stopvisor::migrate {
 namespace {
@@ -27,35 +27,10 @@ constexpr milliseconds kTimeToSay{1'000}; // between its end of the stream and i
 constexpr milliseconds kTimeToEnd{2'000};
 constexpr milliseconds kTimeToDie{1'000};
 
-// posix_spawn's two argument objects, destroyed with this one.
-struct SpawnArguments {
-  SpawnArguments() {
-    ::posix_spawnattr_init(&attributes);
-    ::posix_spawn_file_actions_init(&actions);
-  }
-  ~SpawnArguments() {
-    ::posix_spawn_file_actions_destroy(&actions);
-    ::posix_spawnattr_destroy(&attributes);
-  }
-  SpawnArguments(const SpawnArguments&) = delete;
-  SpawnArguments& operator=(const SpawnArguments&) = delete;
-
-  posix_spawnattr_t attributes{};
-  posix_spawn_file_actions_t actions{};
-};
-
 // RETURNS: an errno value, 0 where it runs.
 int spawn(const std::string& command, int socket, pid_t& pid) {
-  SpawnArguments with;
-  sigset_t none;
-  sigset_t all;
-  sigemptyset(&none);
-  sigfillset(&all);
-  ::posix_spawnattr_setsigmask(&with.attributes, &none);
-  ::posix_spawnattr_setsigdefault(&with.attributes, &all);
-  ::posix_spawnattr_setpgroup(&with.attributes, 0);
-  ::posix_spawnattr_setflags(&with.attributes,
-                             POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
+  vmm::SpawnArguments with;
+  with.lead_own_group();
   ::posix_spawn_file_actions_adddup2(&with.actions, socket, STDIN_FILENO);
   ::posix_spawn_file_actions_adddup2(&with.actions, socket, STDOUT_FILENO);
   ::posix_spawn_file_actions_addclosefrom_np(&with.actions, STDERR_FILENO + 1); // what we inherited is not its

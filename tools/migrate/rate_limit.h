@@ -3,7 +3,6 @@
 #pragma once
 
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <stop_token>
@@ -24,8 +23,7 @@ private:
   using Clock = std::chrono::steady_clock;
   const uint64_t bytes_per_second_;
   std::mutex mutex_;
-  std::condition_variable_any never_; // notified by nobody but a stop token
-  Clock::time_point free_at_{};       // under mutex_: when all that was taken has been sent at that rate
+  Clock::time_point free_at_{}; // under mutex_: when all that was taken has been sent at that rate
 };
 
 } // namespace stopvisor::migrate

@@ -8,6 +8,7 @@
 #include "tools/migrate/convergence.h"
 #include "tools/migrate/source_parts.h"
 #include "tools/migrate/throttle.h"
+#include "tools/migrate/waiting.h"
 #include "tools/snapshot/digest.h"
 #include "tools/snapshot/disk_image.h"
 #include "vmm/absent_memory.h"
@@ -33,11 +34,7 @@ public:
       : follow_(other, [this] { source_.request_stop(); }) {
     if (end)
       thread_ = std::jthread([this, until = *end](const std::stop_token& stop) {
-        std::mutex mutex;
-        std::condition_variable_any never;
-        std::unique_lock lock(mutex);
-        (void)never.wait_until(lock, stop, until, [] { return false; });
-        if (!stop.stop_requested())
+        if (sleep_until(until, stop))
           source_.request_stop();
       });
   }

@@ -7,6 +7,8 @@
 #include <array>
 #include <cerrno>
 #include <climits>
+#include <condition_variable>
+#include <mutex>
 #include <utility>
 
 namespace stopvisor::migrate {
@@ -50,6 +52,14 @@ Waited wait_on(int fd, short events, int stop, Clock::time_point until) noexcept
     if (ready < 0 && errno != EINTR)
       return Waited::kTimeUp; // no memory for two descriptors: as good as an end
   }
+}
+
+bool sleep_until(Clock::time_point until, const std::stop_token& stop) {
+  std::mutex mutex;
+  std::condition_variable_any never; // notified by nobody but the stop token
+  std::unique_lock lock(mutex);
+  (void)never.wait_until(lock, stop, until, [] { return false; });
+  return !stop.stop_requested();
 }
 
 StopBell::StopBell(const std::stop_token& stop) : fd_(make_bell()), callback_(stop, Ring{fd_.get()}) {}

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Waits for a descriptor until it is ready, somebody says stop, or time is up: all the waiting that links do.
+// Waits for a descriptor or for a time, and no longer than until somebody says stop.
 #pragma once
 
 #include <chrono>
@@ -19,6 +19,9 @@ enum class Waited : uint8_t { kReady, kStopped, kTimeUp };
 // Waits for `events` of `fd`, or its error or hang-up, which a call on it will tell. `stop`: an eventfd, which wins
 // where both are there; -1: none. A time that is over still looks once. CONTEXT: any thread; blocks.
 [[nodiscard]] Waited wait_on(int fd, short events, int stop, std::chrono::steady_clock::time_point until) noexcept;
+
+// Sleeps until then, or until a stop is asked for. CONTEXT: any thread; blocks. RETURNS: whether nobody said stop.
+bool sleep_until(std::chrono::steady_clock::time_point until, const std::stop_token& stop);
 
 // An eventfd that is raised when a stop is asked for.
 class StopBell {

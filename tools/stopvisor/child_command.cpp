@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/stopvisor/child_command.h"
 
-#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <utility>
+
+#include "vmm/spawn_arguments.h"
 
 namespace stopvisor::tools {
 namespace {
@@ -20,38 +21,13 @@ std::vector<char*> pointers_to(std::vector<std::string>& words) {
   return pointers;
 }
 
-// posix_spawn's two argument objects, destroyed with this one.
-struct SpawnArguments {
-  SpawnArguments() {
-    ::posix_spawnattr_init(&attributes);
-    ::posix_spawn_file_actions_init(&actions);
-  }
-  ~SpawnArguments() {
-    ::posix_spawn_file_actions_destroy(&actions);
-    ::posix_spawnattr_destroy(&attributes);
-  }
-  SpawnArguments(const SpawnArguments&) = delete;
-  SpawnArguments& operator=(const SpawnArguments&) = delete;
-
-  posix_spawnattr_t attributes{};
-  posix_spawn_file_actions_t actions{};
-};
-
 } // namespace
 
 std::expected<ChildCommand, int> ChildCommand::start(const std::vector<std::string>& words,
                                                      const std::vector<std::string>& environment,
                                                      bool stdout_to_stderr) {
-  SpawnArguments spawn;
-  sigset_t none;
-  sigset_t all;
-  sigemptyset(&none);
-  sigfillset(&all);
-  ::posix_spawnattr_setsigmask(&spawn.attributes, &none);
-  ::posix_spawnattr_setsigdefault(&spawn.attributes, &all);
-  ::posix_spawnattr_setpgroup(&spawn.attributes, 0);
-  ::posix_spawnattr_setflags(&spawn.attributes,
-                             POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
+  vmm::SpawnArguments spawn;
+  spawn.lead_own_group();
   const bool has_terminal = ::tcgetpgrp(STDIN_FILENO) == ::getpgrp();
   if (has_terminal)
     ::posix_spawn_file_actions_addtcsetpgrp_np(&spawn.actions, STDIN_FILENO);

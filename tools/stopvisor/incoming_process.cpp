@@ -5,7 +5,6 @@
 
 #include <array>
 #include <memory>
-#include <mutex>
 #include <stop_token>
 #include <thread>
 #include <tuple>
@@ -15,6 +14,7 @@
 
 #include "tools/migrate/destination.h"
 #include "tools/migrate/doorkeeper.h"
+#include "tools/migrate/waiting.h"
 #include "tools/stopvisor/ending_signals.h"
 #include "tools/stopvisor/incoming_api.h"
 #include "tools/stopvisor/vm_services.h"
@@ -32,12 +32,8 @@ constexpr const char* kOperation = "run --incoming";
 // still be told otherwise by what the source had sent last.
 void announce(vmm::Vm& vm, const std::stop_token& stop) {
   static constexpr std::array<int, 5> kAfterMs{0, 50, 150, 250, 350};
-  std::mutex mutex;
-  std::condition_variable_any never;
-  std::unique_lock lock(mutex);
   for (const int after : kAfterMs) {
-    (void)never.wait_for(lock, stop, std::chrono::milliseconds(after), [] { return false; });
-    if (stop.stop_requested())
+    if (!migrate::sleep_until(migrate::after(std::chrono::milliseconds(after)), stop))
       return;
     vm.announce_networks();
   }
