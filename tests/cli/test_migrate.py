@@ -38,7 +38,7 @@ class Migrate(MigrateCase):
         said = self.good("migrate", "source", "unix:" + place)
         self.assertRegex(said, r"^source: runs at unix:\S+; it was held for [\d.]+ \S+, all took [\d.]+ \S+, \d+ rounds, .* sent\n$")
         self.arrived(source, destination)
-        self.assertIn(f"it came from source (unix:{place})", destination.said())
+        self.eventually(lambda: f"it came from source (unix:{place})" in destination.said(), "its word")
         self.good("shutdown", "destination", "--now")
         self.eventually(destination.ended, "its end")
         self.assertEqual(destination.child.returncode, 0)

@@ -5,12 +5,11 @@
 // Everything happens in one callback under a stop. Others' callbacks (poke, a patch) wait for their own deadlines
 // meanwhile, so that nobody changes a guest that is elsewhere already, and nobody believes to have.
 #include <algorithm>
-#include <condition_variable>
-#include <mutex>
 #include <thread>
 #include <utility>
 
 #include "tools/migrate/source_parts.h"
+#include "tools/migrate/waiting.h"
 
 namespace stopvisor::migrate {
 namespace {
@@ -37,11 +36,8 @@ class UntilEnd {
 public:
   explicit UntilEnd(const vmm::Vm& vm)
       : thread_([this, &vm](const std::stop_token& stop) {
-          std::mutex mutex;
-          std::condition_variable_any never;
-          std::unique_lock lock(mutex);
-          while (!stop.stop_requested() && vm.state() != vmm::VmState::kEnded)
-            (void)never.wait_for(lock, stop, kLook, [] { return false; });
+          while (vm.state() != vmm::VmState::kEnded && sleep_until(after(kLook), stop)) {
+          }
           source_.request_stop();
         }) {}
   [[nodiscard]] std::stop_token token() const noexcept { return source_.get_token(); }
@@ -300,9 +296,6 @@ void Source::Switch::take_back() {
   Hello hello = connection_.control->hello();
   hello.role = LinkRole::kAgain;
   const std::stop_token& stop = source_.around_.stop;
-  std::mutex mutex;
-  std::condition_variable_any never;
-  std::unique_lock lock(mutex);
   for (const auto until = Clock::now() + kTakeBackWithin; Clock::now() < until && source_.check_goes_on();) {
     auto call = Call::make(source_.options_.operation, source_.options_.to, source_.options_.insecure, hello, stop);
     if (call) {
@@ -312,7 +305,7 @@ void Source::Switch::take_back() {
     } else if (call.error().status == Status::kBusy) {
       return; // nobody waits there any more
     }
-    (void)never.wait_for(lock, stop, kTakeBackEvery, [] { return false; });
+    (void)sleep_until(after(kTakeBackEvery), stop);
   }
 }
 

@@ -23,6 +23,7 @@ std::expected<void, Error> check(const RunOptions& options) {
       !fine)
     return fine;
   if (auto fine = refuse_given({{"--key", options.key.has_value()},
+                                {"--expect-id", options.expect_id.has_value()},
                                 {"--disks-as-they-are", options.disks_as_they_are},
                                 {"--verify", options.verify.has_value()},
                                 {"--prefault", options.prefault},
@@ -64,7 +65,7 @@ std::expected<void, Error> set_places(const RunOptions& options, IncomingOrder& 
 // Who the source is, and how long it is waited for.
 std::expected<void, Error> set_source(const RunOptions& options, bool json, IncomingOrder& order) {
   const std::string uri = options.incoming.value_or(""); // there is one: that is why we are here
-  auto address = migrate::parse_address("run: --incoming", uri, migrate::Side::kDestination);
+  auto address = migrate::parse_address_here("run: --incoming", uri, migrate::Side::kDestination);
   if (!address)
     return std::unexpected(address.error());
   order.from = *std::move(address);
