@@ -2,7 +2,7 @@
 // How long it takes from the begin of a restore to the guest's first instruction, by the size of its memory and by
 // how memory is checked.
 //
-//   restore_figures DIRECTORY [ROUNDS]     snapshots are made in DIRECTORY, and removed
+//   restore_figures DIRECTORY [ROUNDS [MIB...]]     snapshots are made in DIRECTORY, and removed
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -164,7 +164,12 @@ int main(int argc, char** argv) {
   (void)std::setvbuf(stdout, nullptr, _IOLBF, 0); // to see it come
   std::printf("medians, ms from the begin of the restore until\n"
               "  memory checked   the machine is made  a vCPU enters KVM_RUN   it has been in the guest\n");
-  for (const uint64_t mib : {256U, 1024U, 2048U, 4096U})
+  std::vector<uint64_t> sizes;
+  for (int word = 3; word < argc; ++word)
+    sizes.push_back(std::strtoull(argv[word], nullptr, 10));
+  if (sizes.empty())
+    sizes = {256, 1024, 2048, 4096};
+  for (const uint64_t mib : sizes)
     if (!stopvisor::snapshot::measure_size(argv[1], mib, rounds))
       return 1;
   return 0;
