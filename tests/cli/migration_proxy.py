@@ -36,6 +36,7 @@ class Proxy:
         self.reached = threading.Event()
         self.acted = threading.Event()
         self.open = True  # whether callers are let through
+        self.goes_on = False  # whether what `act` comes before is passed on after it
         self.before_receipt = None  # called before the first round's receipt goes on
         self.calls = 0
         self._seen = 0
@@ -101,8 +102,10 @@ class Proxy:
                 self.reached.set()
                 self.act(self)
                 self.acted.set()
-                if self.before:
+                if self.before and not self.goes_on:
                     break
+                if self.before:
+                    to_link.sendall(head + payload)
         except OSError:
             pass
         for link in (from_link, to_link):

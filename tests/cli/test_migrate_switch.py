@@ -7,7 +7,7 @@ import threading
 
 import vm_case
 from migrate_case import MigrateCase
-from migration_frames import PREPARED, STATE, WORD
+from migration_frames import COMMIT, PREPARED, STATE, WORD
 from migration_proxy import Proxy, Step
 
 MOVING = "the VM is being migrated to unix:"
@@ -74,6 +74,55 @@ class Switch(MigrateCase):
     def test_a_destination_that_did_not_get_everything_is_not_called_for_long(self):
         source, destination, _, go_on, command = self.stood_still(Step("state", STATE))
         go_on.set()
+        command.communicate(timeout=vm_case.LIMIT_S)
+        self.assertEqual(command.returncode, 1)
+        self.beats_on(source)
+        self.eventually(destination.ended, "its end")
+        self.assertIn(NEVER_RAN, destination.said())
+
+    def test_a_destination_whose_end_was_asked_for_takes_no_guest_any_more(self):
+        source = self.beating()
+        destination, place = self.waiting()
+        asked = []
+        proxy = Proxy(os.path.join(self.runtime, "proxy"), place, Step("commit", WORD, word=COMMIT), True,
+                      lambda _: asked.append(destination.ask("POST", "/v1/shutdown", {})))
+        proxy.goes_on = True
+        self.addCleanup(proxy.close)
+        line = self.refused(1, "migrate", "source", "unix:" + proxy.path)
+        self.assertIn("gave up before it ran the guest", line)
+        self.assertIsNotNone(asked[0])
+        self.beats_on(source)
+        self.eventually(destination.ended, "its end")
+        self.assertIn(NEVER_RAN, destination.said())
+        self.assertIsNone(self.first_wrong(source.output()))
+
+    def in_doubt(self):
+        """A source that has said commit, which was lost, and cannot call again before the proxy is open."""
+        source = self.beating()
+        destination, place = self.waiting()
+        proxy = Proxy(os.path.join(self.runtime, "proxy"), place, Step("commit", WORD, word=COMMIT), True,
+                      lambda proxy: proxy.shut())
+        self.addCleanup(proxy.close)
+        command = self.migrating(source, "unix:" + proxy.path)
+        self.eventually(lambda: source.migration() == "in-doubt", "it is in doubt")
+        return source, destination, proxy, command
+
+    def test_another_migration_does_not_take_the_operators_word_from_one_in_doubt(self):
+        source, destination, _, command = self.in_doubt()
+        self.assertIn("a live snapshot or a migration of it is under way",
+                      self.refused(4, "migrate", "source", f"unix:{self.runtime}/other"))
+        self.assertEqual(source.migration(), "in-doubt")
+        destination.kill()
+        self.good("migrate", "source", "--run-here")
+        command.communicate(timeout=vm_case.LIMIT_S)
+        self.beats_on(source)
+
+    def test_one_in_doubt_that_is_cancelled_asks_for_its_guest(self):
+        source, destination, proxy, command = self.in_doubt()
+        job = source.ask("GET", "/v1/jobs")["jobs"][-1]["job"]
+        self.assertIsNotNone(source.ask("POST", f"/v1/jobs/{job}/cancel"))
+        self.eventually(lambda: source.migration() == "in-doubt", "it cannot call yet")
+        proxy.open = True
         command.communicate(timeout=vm_case.LIMIT_S)
         self.assertEqual(command.returncode, 1)
         self.beats_on(source)

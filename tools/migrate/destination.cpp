@@ -157,6 +157,7 @@ std::expected<void, Error> Destination::receive(vmm::Vm& vm, const DestinationSt
     refuse(loaded.error());
     return loaded;
   }
+  streams_.clear(); // nothing more comes over them
   return await_decision(vm, steps);
 }
 
@@ -174,6 +175,8 @@ std::expected<void, Error> Destination::load(vmm::Vm& vm, const DestinationSteps
     return std::unexpected(std::move(streams.error()));
   streams_ = *std::move(streams);
   PageReceiver receiver(options_.operation, vm.memory(), *control_, streams_, &progress_);
+  std::optional<std::stop_callback<std::function<void()>>> cancel; // it may wait for a stream
+  cancel.emplace(options_.stop, [&receiver] { receiver.cancel(); });
   const auto frame = receiver.receive();
   if (!frame)
     return std::unexpected(options_.stop.stop_requested() ? error("was cancelled") : frame.error());
@@ -185,6 +188,7 @@ std::expected<void, Error> Destination::load(vmm::Vm& vm, const DestinationSteps
     return std::unexpected(state.error());
   if (auto whole = receiver.check(state->links); !whole)
     return whole;
+  cancel.reset();
   cut.reset();
   if (options_.stop.stop_requested()) // it may have been cut already
     return std::unexpected(error("was cancelled"));
@@ -212,7 +216,11 @@ std::expected<void, Error> Destination::get_ready(vmm::Vm& vm, const Destination
 }
 
 void Destination::listen() {
-  ear_ = std::make_unique<Ear>(*control_, [this, link = generation_](Ear::Heard heard) {
+  ear_ = std::make_unique<Ear>(*control_, [this, call = control_.get(), link = generation_](Ear::Heard heard) {
+    if (heard.link && events_.waiting() >= kMostWaiting)
+      return call->link().cut(); // nobody says so much: what is heard next is the link's end
+    if (heard.frame.kind != FrameKind::kWord && heard.frame.kind != FrameKind::kRefusal)
+      heard.frame.payload = {}; // of no use, whatever it is, and perhaps large
     events_.push({.link = link, .heard = std::move(heard)});
   });
 }
@@ -275,7 +283,7 @@ void Destination::hear(Event event, vmm::Vm& vm, const DestinationSteps& steps) 
 
 // An operator's word is as good as the source's commit, and needs the disks as well.
 void Destination::start_as_told(vmm::Vm& vm, const DestinationSteps& steps) {
-  if (side_.state() != DestinationSide::State::kOrphaned)
+  if (side_.state() != DestinationSide::State::kOrphaned || options_.stop.stop_requested())
     return;
   if (auto locked = vm.lock_disks(); !locked)
     return options_.tell("the guest cannot be started here before its disks can be had: " +
@@ -287,6 +295,11 @@ void Destination::start_as_told(vmm::Vm& vm, const DestinationSteps& steps) {
 void Destination::hear_word(Word word, vmm::Vm& vm, const DestinationSteps& steps) {
   using State = DestinationSide::State;
   const bool undecided = side_.state() == State::kReady || side_.state() == State::kOrphaned;
+  // Its end was asked for, and perhaps promised, before the guest is ours: the source, which hears so, keeps it.
+  if (word == Word::kCommit && undecided && options_.stop.stop_requested()) {
+    reason_ = error("was ended before the source gave the guest away");
+    return act(side_.give_up(), vm, steps);
+  }
   if (word == Word::kCommit && undecided)
     if (auto locked = vm.lock_disks(); !locked) {
       reason_ = locked.error();

@@ -4,12 +4,16 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
 #include <deque>
 #include <mutex>
 #include <optional>
 #include <utility>
 
 namespace stopvisor::migrate {
+
+// Of what one peer may say before it is listened to: it says a word or two.
+inline constexpr size_t kMostWaiting = 256;
 
 template <class Event>
 class EventQueue {
@@ -30,8 +34,14 @@ public:
     return event;
   }
 
+  // How many are there. CONTEXT: any thread.
+  [[nodiscard]] size_t waiting() const {
+    const std::lock_guard guard(mutex_);
+    return events_.size();
+  }
+
 private:
-  std::mutex mutex_; // a leaf
+  mutable std::mutex mutex_; // a leaf
   std::condition_variable changed_;
   std::deque<Event> events_; // under mutex_
 };

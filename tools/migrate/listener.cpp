@@ -41,9 +41,12 @@ public:
         const bool named = peer.family() == AF_INET || peer.family() == AF_INET6;
         return std::make_unique<Link>(operation_, named ? text_of(peer) : place_, std::move(caller));
       }
-      if (errno == EBADF || errno == EFAULT || errno == EINVAL || errno == ENOTSOCK || errno == EOPNOTSUPP ||
-          errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+      if (errno == EBADF || errno == EFAULT || errno == EINVAL || errno == ENOTSOCK || errno == EOPNOTSUPP)
         return std::unexpected(vmm::system_error(operation_, place_, errno));
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) { // they may come again
+        if (!sleep_until(after(kLook), stop) || std::chrono::steady_clock::now() >= until)
+          return nullptr;
+      }
       // Else it is the caller's: it gave up again, or its network did.
     }
   }

@@ -86,6 +86,13 @@ void PageReceiver::fail(const Error& error) noexcept {
   changed_.notify_all();
 }
 
+void PageReceiver::cancel() noexcept {
+  fail(Error{operation_, "", "was cancelled", vmm::Status::kFailed});
+  control_.link().cut();
+  for (const auto& stream : streams_)
+    stream->link().cut();
+}
+
 // A stream that ends says nothing by it: the control link does.
 void PageReceiver::run_stream(size_t link) {
   const auto last = read_pages(link);
@@ -94,9 +101,10 @@ void PageReceiver::run_stream(size_t link) {
     const std::lock_guard guard(mutex_);
     if (failure_)
       return;
-    failure_ = std::move(error);
+    failure_ = error;
     changed_.notify_all();
   }
+  control_.refuse(error);
   control_.link().cut(); // whoever waits for its frames waits in vain
 }
 
@@ -112,7 +120,7 @@ std::expected<Frame, Error> PageReceiver::receive() {
 }
 
 std::expected<Frame, Error> PageReceiver::read_pages(size_t link) {
-  BatchReader batches;
+  BatchReader batches(call(link).welcome().features);
   Frame frame;
   uint64_t placed = 0;
   for (;;) {

@@ -38,6 +38,8 @@ public:
   // Takes pages until something else comes on the control link. CONTEXT: one thread; blocks.
   // RETURNS: that frame; a link's error, what is wrong with a batch or a round, what the source says.
   [[nodiscard]] std::expected<Frame, vmm::Error> receive();
+  // receive() fails, wherever it waits. CONTEXT: any thread.
+  void cancel() noexcept;
   // Whether what came is what was sent: compares the links' digests. CONTEXT: after receive(). RETURNS: kFailed.
   [[nodiscard]] std::expected<void, vmm::Error> check(const std::vector<LinkDigest>& sent) const;
   [[nodiscard]] uint32_t rounds() const noexcept { return rounds_; } // CONTEXT: after receive()

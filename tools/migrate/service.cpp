@@ -132,6 +132,11 @@ std::expected<std::string, Error> Service::migrate(const SourceOptions& options,
                          .add_state = add_state_});
   {
     const std::lock_guard guard(mutex_);
+    // One that is in doubt is to be told what to do, and not to be forgotten for one that cannot begin.
+    if (current_ != nullptr && current_->view().phase != SourcePhase::kHere &&
+        current_->view().phase != SourcePhase::kGone)
+      return std::unexpected(
+          Error{kOperation, vm_.config().name, "a live snapshot or a migration of it is under way", Status::kBusy});
     current_ = source;
   }
   const auto figures = source->run();

@@ -24,6 +24,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kStopWithin{5};
 constexpr std::chrono::milliseconds kSwitchOverhead{2}; // of a switch, besides the pages: state, words, threads
 constexpr std::chrono::milliseconds kLastWords{500};    // in which a peer that hung up is heard on why it did
+constexpr uint32_t kMostLongFlushes = 3;
 constexpr size_t kMostRoundsTold = 64;
 constexpr int kZstdLevel = 1;
 
@@ -131,8 +132,10 @@ std::expected<void, Error> Source::check_goes_on() const {
 
 std::expected<SourceFigures, Error> Source::run() {
   const Alone alone(vm_);
-  if (!alone)
+  if (!alone) {
+    enter(SourcePhase::kHere, "over");
     return std::unexpected(error("a live snapshot or a migration of it is under way", Status::kBusy));
+  }
   Connection connection(vm_, shared_->events);
   auto done = connect(connection);
   if (done)
@@ -289,9 +292,10 @@ std::expected<void, Error> Source::copy(Connection& connection) {
                        in_numbers(model.dirty_per_second()) + ", the link carries " +
                        in_numbers(model.pages_per_second()) + "; it goes on here",
                    Status::kBusy);
-    return connection.last_word(std::move(failed));
+    return failed;
   };
   auto looked = Clock::now();
+  uint32_t long_flushes = 0;
   for (;; ++connection.round) {
     if (auto goes_on = check_goes_on(); !goes_on)
       return goes_on;
@@ -300,7 +304,7 @@ std::expected<void, Error> Source::copy(Connection& connection) {
     connection.sender->begin(connection.round, connection.pages, false);
     const auto sent = connection.sender->finish();
     if (!sent)
-      return std::unexpected(why(sent.error()));
+      return std::unexpected(why(connection.last_word(sent.error())));
     if (auto there =
             await_round(shared_->events, *connection.control, connection.round, sent->pages, limit.token());
         !there)
@@ -319,15 +323,19 @@ std::expected<void, Error> Source::copy(Connection& connection) {
       around_.progress->total_bytes.store(around_.progress->done_bytes.load(std::memory_order_relaxed) +
                                               seen.dirty * kPageBytes,
                                           std::memory_order_relaxed);
-    if (advice.next == Convergence::Next::kSwitch)
-      break;
+    if (advice.next == Convergence::Next::kSwitch) {
+      // What the stop would have to wait for otherwise. Where it takes long the guest, slowed as before, has
+      // written meanwhile what is to be sent first.
+      const auto flush = Clock::now();
+      if (auto flushed = vm_.flush_disks(); !flushed)
+        return flushed;
+      if (Clock::now() - flush <= options_.max_downtime || ++long_flushes > kMostLongFlushes)
+        break;
+    }
     throttle.set(advice.slowed);
   }
   ++connection.round;
   throttle.end();
-  // What the stop would have to wait for otherwise.
-  if (auto flushed = vm_.flush_disks(); !flushed)
-    return flushed;
   limit.lift(); // it is for what comes before the switch
   if (limit.token().stop_requested())
     return std::unexpected(why(error("was cancelled")));

@@ -56,8 +56,13 @@ public:
   }
   // From now on what comes on the control link is an event.
   void listen() {
-    ear_ = std::make_unique<Ear>(*control, [this, link = generation](Ear::Heard heard) {
-      if (!heard.link) // nobody reads pages any more: who sends some is not to find that out by patience
+    ear_ = std::make_unique<Ear>(*control, [this, call = control.get(), link = generation](Ear::Heard heard) {
+      if (heard.link && events_.waiting() >= kMostWaiting)
+        return call->link().cut(); // nobody says so much: what is heard next is the link's end
+      if (heard.frame.kind != FrameKind::kRoundDone && heard.frame.kind != FrameKind::kWord &&
+          heard.frame.kind != FrameKind::kRefusal)
+        heard.frame.payload = {}; // of no use, whatever it is, and perhaps large
+      if (!heard.link)            // nobody reads pages any more: who sends some is not to find that out by patience
         for (const auto& stream : streams)
           stream->link().cut();
       events_.push({.link = link, .heard = std::move(heard)});
@@ -69,6 +74,7 @@ public:
   // Another link in the place of the control link, whose events are of no interest any more.
   void replace(std::unique_ptr<Call> call) {
     ear_.reset();
+    control->link().leave_alone(); // what is behind it may run the guest
     control = std::move(call);
     ++generation;
     listen();
@@ -111,6 +117,8 @@ private:
   [[nodiscard]] std::expected<void, vmm::Error> send_rest();
   [[nodiscard]] Outcome decide();
   void look_around();
+  void leave_waiting();
+  [[nodiscard]] bool heard_of_abandon();
   void hear(SourceEvent event);
   void hear_frame(const Frame& frame);
   void obey(OperatorWord word, const std::optional<Address>& other);
@@ -129,8 +137,10 @@ private:
   Clock::time_point ready_by_{};
   Clock::time_point dial_at_{};
   Clock::time_point cut_at_ = Clock::time_point::max();
+  Clock::time_point answer_by_ = Clock::time_point::max(); // in kDecided
   vmm::Error reason_;
   bool asked_to_give_up_ = false;
+  bool lost_ = false; // the link, as far as one heard
   bool unheard_ = false;
   bool unlocked_ = false; // our locks on the disks were given back
   bool in_doubt_ = false; // and said so

@@ -21,6 +21,8 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kLook{
     100}; // how often it is looked whether the VM ends, or the job is cancelled
 constexpr std::chrono::seconds kDialEvery{1};
+constexpr std::chrono::seconds kAnswerWithin{10}; // to a commit or an abandon: disks are locked first
+constexpr std::chrono::seconds kHeardWithin{1};   // the abandon of a guest that goes on here
 constexpr std::chrono::milliseconds kTakeBackEvery{250};
 constexpr std::chrono::seconds kTakeBackWithin{5};
 constexpr std::chrono::seconds kLastWords{1};       // on a link that cannot be written to any more
@@ -31,12 +33,14 @@ bool can_be_dialled_again(const Address& address) noexcept {
   return address.kind == AddressKind::kUnix || address.kind == AddressKind::kTcp;
 }
 
-// Asked to stop as soon as the VM is to end: for what blocks under the stop that the VM's end waits for.
+// Asked to stop as soon as the VM is to end, or the time is over: for what blocks under the stop that the VM's end
+// waits for, or after it.
 class UntilEnd {
 public:
-  explicit UntilEnd(const vmm::Vm& vm)
-      : thread_([this, &vm](const std::stop_token& stop) {
-          while (vm.state() != vmm::VmState::kEnded && sleep_until(after(kLook), stop)) {
+  explicit UntilEnd(const vmm::Vm& vm, Clock::time_point until = Clock::time_point::max())
+      : thread_([this, &vm, until](const std::stop_token& stop) {
+          while (vm.state() != vmm::VmState::kEnded && Clock::now() < until &&
+                 sleep_until(std::min(until, after(kLook)), stop)) {
           }
           source_.request_stop();
         }) {}
@@ -60,8 +64,9 @@ Source::Switch::Outcome Source::Switch::run() noexcept {
                                                                             source_.options_.max_downtime));
   Error moving = source_.error("the VM is being migrated to " + source_.options_.to.text, Status::kBusy);
   source_.around_.holds.close(std::move(moving));
-  if (auto sent = send_rest(); !sent) { // nothing was said of a hand-over: the guest is ours
-    because(std::move(sent.error()));
+  if (auto sent = send_rest(); !sent) {     // nothing was said of a hand-over: the guest is ours
+    auto goes_on = source_.check_goes_on(); // and not that a link was cut for it
+    because(goes_on ? std::move(sent.error()) : std::move(goes_on.error()));
     source_.around_.holds.open();
     return source_.vm_.state() == vmm::VmState::kEnded ? Outcome::kEnded : Outcome::kHere;
   }
@@ -116,6 +121,7 @@ std::expected<void, Error> Source::Switch::send_rest() {
 
 Source::Switch::Outcome Source::Switch::decide() {
   (void)SourceSide::begin(); // kPrepare: the state was that word
+  ready_by_ = std::max<Clock::time_point>(ready_by_, Clock::now() + kLeastToGetReady); // it had to come first
   while (!outcome_) {
     const auto until =
         in(SourceSide::State::kWaits) ? std::min(Clock::now() + kLook, ready_by_) : Clock::now() + kLook;
@@ -137,16 +143,24 @@ void Source::Switch::look_around() {
                               : "the VM was ended here while it was in doubt whether the destination runs it"));
     if (in(SourceSide::State::kWaits))
       act(side_.give_up());
+    else
+      connection_.control->link().leave_alone(); // what is behind it may run the guest
     outcome_ = Outcome::kEnded;
     return;
   }
   if (source_.around_.stop.stop_requested() && !std::exchange(asked_to_give_up_, true)) {
     because(source_.error("was cancelled"));
-    act(side_.give_up());
+    go_on_ = false; // where it is asked again
+    leave_waiting();
   }
   if (in(SourceSide::State::kWaits) && Clock::now() >= ready_by_) {
     because(connection_.control->link().error("did not get ready in time; the guest goes on here"));
-    act(side_.give_up());
+    leave_waiting();
+  }
+  if (in(SourceSide::State::kDecided) && Clock::now() >= answer_by_) { // alive, perhaps, and not able to decide
+    answer_by_ = Clock::time_point::max();
+    because(connection_.control->link().error("does not say whether it runs the guest"));
+    connection_.control->link().cut(); // which is heard of: its operator, and it itself, can be asked then
   }
   if (Clock::now() >= cut_at_) {
     cut_at_ = Clock::time_point::max();
@@ -154,6 +168,12 @@ void Source::Switch::look_around() {
   }
   if (in(SourceSide::State::kDoubts) && Clock::now() >= dial_at_)
     dial_again();
+}
+
+// The abandon may go into a link that carries nothing any more.
+void Source::Switch::leave_waiting() {
+  unheard_ = unheard_ || in(SourceSide::State::kWaits);
+  act(side_.give_up());
 }
 
 void Source::Switch::hear(SourceEvent event) {
@@ -169,6 +189,7 @@ void Source::Switch::hear(SourceEvent event) {
   if (event.heard.link)
     return hear_frame(event.heard.frame);
   because(event.heard.link.error());
+  lost_ = true;
   unheard_ = in(SourceSide::State::kWaits);
   act(side_.lose_link());
 }
@@ -240,6 +261,7 @@ void Source::Switch::act(const Turn& turn) {
 void Source::Switch::say(Word word) {
   if (word == Word::kCommit && !std::exchange(unlocked_, true))
     source_.vm_.unlock_disks(); // or the destination could not take them
+  answer_by_ = Clock::now() + kAnswerWithin;
   const auto said = connection_.control->voice().say(FrameKind::kWord, encode(word));
   if (!said && outcome_ == Outcome::kHere)
     unheard_ = true;
@@ -288,25 +310,51 @@ void Source::Switch::enter_doubt() {
       source_.vm_.config().name + " --run-here' lets it go on here; where it runs there, '--drop' ends it here");
 }
 
+// Whether the destination said that it will not run the guest, or why it gave up, by the link there was.
+bool Source::Switch::heard_of_abandon() {
+  while (auto event = source_.shared_->events.next(Clock::now() + kHeardWithin)) {
+    if (event->word || event->link != connection_.generation)
+      continue;
+    if (!event->heard.link)
+      return false;
+    const Frame& frame = event->heard.frame;
+    if (frame.kind == FrameKind::kRefusal)
+      return true;
+    const auto word = frame.kind == FrameKind::kWord ? decode_word(source_.options_.operation, frame.payload)
+                                                     : std::unexpected(Error{});
+    if (word && *word == Word::kAbandoned)
+      return true;
+  }
+  return false;
+}
+
 void Source::Switch::take_back() {
-  if (!can_be_dialled_again(source_.options_.to))
+  source_.around_.begin_phase("taking the guest back");
+  if ((!lost_ && heard_of_abandon()) || !can_be_dialled_again(source_.options_.to))
     return;
   connection_.control->link().cut(); // or the destination might hope for more of it
-  source_.around_.begin_phase("taking the guest back");
   Hello hello = connection_.control->hello();
   hello.role = LinkRole::kAgain;
-  const std::stop_token& stop = source_.around_.stop;
-  for (const auto until = Clock::now() + kTakeBackWithin; Clock::now() < until && source_.check_goes_on();) {
+  const UntilEnd end(source_.vm_, Clock::now() + kTakeBackWithin);
+  const std::stop_token stop = end.token();
+  do {
     auto call = Call::make(source_.options_.operation, source_.options_.to, source_.options_.insecure, hello, stop);
-    if (call) {
-      const std::stop_callback cut(stop, [&] { (*call)->link().cut(); });
-      if ((*call)->voice().say(FrameKind::kWord, encode(Word::kAbandon)) && (*call)->expect(FrameKind::kWord))
-        return; // it will not run the guest, whichever word that was: a commit was never said
-    } else if (call.error().status == Status::kBusy) {
+    if (!call && call.error().status == Status::kBusy && !call.error().reason.starts_with("refuses: "))
       return; // nobody waits there any more
-    }
-    (void)sleep_until(after(kTakeBackEvery), stop);
-  }
+    if (!call)
+      continue;
+    const std::stop_callback cut(stop, [&] { (*call)->link().cut(); });
+    const auto said = (*call)->voice().say(FrameKind::kWord, encode(Word::kAbandon));
+    const auto frame = said ? (*call)->expect(FrameKind::kWord) : std::unexpected(said.error());
+    const auto word =
+        frame ? decode_word(source_.options_.operation, frame->payload) : std::unexpected(frame.error());
+    if (word && *word == Word::kRunning) // a commit was never said: somebody told it to
+      source_.around_.tell(source_.options_.to.text +
+                           " was told by an operator to run the guest, which goes on here as "
+                           "well: end one of them at once");
+    if (word)
+      return;
+  } while (sleep_until(after(kTakeBackEvery), stop));
 }
 
 void Source::Switch::dial_again() {
@@ -318,6 +366,15 @@ void Source::Switch::dial_again() {
     const UntilEnd end(source_.vm_);
     call = Call::make(source_.options_.operation, redial_, source_.options_.insecure, hello, end.token());
   }
+  // What was said meanwhile comes before what is asked. Other events are of the link that is gone.
+  const std::string asked = redial_.text;
+  while (auto event = source_.shared_->events.next(Clock::now()))
+    if (event->word)
+      obey(*event->word, event->other);
+  if (source_.around_.stop.stop_requested())
+    go_on_ = false;
+  if (!in(SourceSide::State::kDoubts) || redial_.text != asked)
+    return;
   if (!call) {
     const std::lock_guard guard(source_.shared_->mutex);
     source_.shared_->view.doubt = call.error().message();
