@@ -81,20 +81,24 @@ class ChainFaults(VmCase):
     def test_called_off_by_a_signal_it_leaves_the_old_state_and_says_so(self):
         for words, new in self.verbs():
             length = self.length_of(words)
-            ends = {"done": 0, "called off": 0, "not begun": 0}
+            ends = {"done": 0, "called off": 0, "before or after": 0}
             for attempt in range(ROUNDS):
                 number = ENDING[attempt % len(ENDING)]
                 status, said = self.end_at_any_moment(words, length, number)
                 self.assertIn(status, (0, 128 + number, -number), said)
+                old, all_new = ["a", "b", "c"], ["c"] if "prune" in words else ["a", "b", "c", *new]
+                found = self.names()
                 if status == 0:
                     ends["done"] += 1
-                    self.assertEqual(self.names(), ["c"] if "prune" in words else ["a", "b", "c", *new])
-                else:
-                    ends["called off" if status > 0 else "not begun"] += 1
-                    self.assertEqual(self.names(), ["a", "b", "c"])
-                    if status > 0:
-                        self.assertRegex(said, r"^stopvisor: snapshot [a-z ]+: [^\n]*: was cancelled\n$")
-                for name in ["c", *new] if status == 0 else ["c"]:
+                    self.assertEqual(found, all_new)
+                elif status > 0:
+                    ends["called off"] += 1
+                    self.assertEqual(found, old)
+                    self.assertRegex(said, r"^stopvisor: snapshot [a-z ]+: [^\n]*: was cancelled\n$")
+                else:  # before it takes signals, or when all is done: a sanitizer's exit takes its time
+                    ends["before or after"] += 1
+                    self.assertIn(found, (old, all_new))
+                for name in {"c", *new} & set(found):
                     self.is_whole(name)
                 self.as_it_was()
             print(" ".join(words[:2]), ends, flush=True)
