@@ -146,6 +146,13 @@ class Refusals(MigrateCase):
             thread.join()
         os.unlink(path)
 
+    @unittest.skipUnless(migration_frames.XXHASH, NO_XXHASH)
+    def test_a_destination_that_does_not_begin_is_given_up_in_time(self):
+        source = self.beating()
+        with self.false_destination(migration_frames.welcome()) as uri:
+            line = self.stays(source, 4, uri, "--timeout", "1s")
+        self.assertIn("the destination did not begin to take it; it goes on here", line)
+
     def test_what_is_no_destination_is_named(self):
         source = self.beating()
         answers = [(1, b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", "does not speak our protocol"),

@@ -28,27 +28,6 @@ constexpr uint32_t kMostLongFlushes = 3;
 constexpr size_t kMostRoundsTold = 64;
 constexpr int kZstdLevel = 1;
 
-// Its token is asked to stop when the time is over, or `other` is.
-class Limit {
-public:
-  Limit(std::optional<Clock::time_point> end, const std::stop_token& other)
-      : follow_(other, [this] { source_.request_stop(); }) {
-    if (end)
-      thread_ = std::jthread([this, until = *end](const std::stop_token& stop) {
-        if (sleep_until(until, stop))
-          source_.request_stop();
-      });
-  }
-  [[nodiscard]] std::stop_token token() const noexcept { return source_.get_token(); }
-  // The time does not count from now on. It may have been over before.
-  void lift() noexcept { thread_ = {}; }
-
-private:
-  std::stop_source source_;
-  std::stop_callback<std::function<void()>> follow_;
-  std::jthread thread_;
-};
-
 // One migration or live snapshot of a VM at a time.
 class Alone {
 public:
@@ -71,6 +50,27 @@ std::string in_numbers(double pages_per_second) {
 }
 
 } // namespace
+
+// Its token is asked to stop when the time is over, or `other` is.
+class Source::Limit {
+public:
+  Limit(std::optional<Clock::time_point> end, const std::stop_token& other)
+      : follow_(other, [this] { source_.request_stop(); }) {
+    if (end)
+      thread_ = std::jthread([this, until = *end](const std::stop_token& stop) {
+        if (sleep_until(until, stop))
+          source_.request_stop();
+      });
+  }
+  [[nodiscard]] std::stop_token token() const noexcept { return source_.get_token(); }
+  // The time does not count from now on. It may have been over before.
+  void lift() noexcept { thread_ = {}; }
+
+private:
+  std::stop_source source_;
+  std::stop_callback<std::function<void()>> follow_;
+  std::jthread thread_;
+};
 
 const char* name_of(SourcePhase phase) noexcept {
   switch (phase) {
@@ -137,11 +137,20 @@ std::expected<SourceFigures, Error> Source::run() {
     return std::unexpected(error("a live snapshot or a migration of it is under way", Status::kBusy));
   }
   Connection connection(vm_, shared_->events);
-  auto done = connect(connection);
+  std::optional<Clock::time_point> end;
+  if (options_.timeout)
+    end = begin_ + std::chrono::duration_cast<Clock::duration>(*options_.timeout);
+  Limit limit(end, around_.stop);
+  auto done = connect(connection, limit.token());
   if (done)
-    done = copy(connection);
+    done = copy(connection, limit);
   else if (auto goes_on = check_goes_on(); !goes_on) // and not that a link was cut for it
     done = std::move(goes_on);
+  else if (limit.token().stop_requested())
+    done = std::unexpected(
+        error("the guest could not be moved within the time limit: the destination did not begin to "
+              "take it; it goes on here",
+              Status::kBusy));
   if (!done) {
     if (connection.control) // it is told why nothing more comes
       connection.control->refuse(done.error());
@@ -178,11 +187,11 @@ std::expected<MachineFacts, Error> Source::facts() {
   return facts;
 }
 
-std::expected<void, Error> Source::connect(Connection& connection) {
+std::expected<void, Error> Source::connect(Connection& connection, const std::stop_token& stop) {
   enter(SourcePhase::kConnecting, "connecting");
   // Memory that is still to come from a snapshot comes now: what is not there cannot be sent.
   if (vmm::AbsentMemory* const absent = vm_.absent_memory(); absent != nullptr)
-    if (auto all = absent->bring_all(around_.stop); !all)
+    if (auto all = absent->bring_all(stop); !all)
       return std::unexpected(std::move(all.error()));
   const auto machine = facts();
   if (!machine)
@@ -198,19 +207,19 @@ std::expected<void, Error> Source::connect(Connection& connection) {
               .number = 0,
               .vm = vm_.config().name,
               .program = "stopvisor"};
-  auto control = Call::make(options_.operation, options_.to, options_.insecure, hello, around_.stop);
+  auto control = Call::make(options_.operation, options_.to, options_.insecure, hello, stop);
   if (!control)
     return std::unexpected(std::move(control.error()));
   connection.control = *std::move(control);
-  const std::stop_callback cut(around_.stop, [&] { connection.control->link().cut(); });
+  const std::stop_callback cut(stop, [&] { connection.control->link().cut(); });
   if (auto said = connection.control->voice().say(FrameKind::kMachine, *bytes); !said)
     return said;
   if (auto accepted = connection.control->expect(FrameKind::kAccepted); !accepted)
-    return std::unexpected(around_.stop.stop_requested() ? error("was cancelled") : std::move(accepted.error()));
+    return std::unexpected(std::move(accepted.error()));
   hello.role = LinkRole::kStream;
   for (uint16_t number = 1; number < options_.streams; ++number) {
     hello.number = number;
-    auto stream = Call::make(options_.operation, options_.to, options_.insecure, hello, around_.stop);
+    auto stream = Call::make(options_.operation, options_.to, options_.insecure, hello, stop);
     if (!stream)
       return std::unexpected(std::move(stream.error()));
     connection.streams.push_back(*std::move(stream));
@@ -259,7 +268,7 @@ Error Source::Connection::last_word(Error error) {
   return error;
 }
 
-std::expected<void, Error> Source::copy(Connection& connection) {
+std::expected<void, Error> Source::copy(Connection& connection, Limit& limit) {
   enter(SourcePhase::kCopying, "copying memory");
   auto log = vm_.log_dirty_pages(options_.operation);
   if (!log)
@@ -267,10 +276,6 @@ std::expected<void, Error> Source::copy(Connection& connection) {
   connection.log = *std::move(log);
   connection.listen();
   connection.pages.add_all();
-  std::optional<Clock::time_point> end;
-  if (options_.timeout)
-    end = begin_ + std::chrono::duration_cast<Clock::duration>(*options_.timeout);
-  Limit limit(end, around_.stop);
   std::vector<Call*> calls{connection.control.get()};
   for (const auto& stream : connection.streams)
     calls.push_back(stream.get());

@@ -121,10 +121,11 @@ public:
 private:
   class Connection;
   class Switch;
+  class Limit;
   struct Shared;
-  [[nodiscard]] std::expected<void, vmm::Error> connect(Connection& connection);
+  [[nodiscard]] std::expected<void, vmm::Error> connect(Connection& connection, const std::stop_token& stop);
   [[nodiscard]] std::expected<MachineFacts, vmm::Error> facts();
-  [[nodiscard]] std::expected<void, vmm::Error> copy(Connection& connection);
+  [[nodiscard]] std::expected<void, vmm::Error> copy(Connection& connection, Limit& limit);
   [[nodiscard]] std::expected<void, vmm::Error> hand_over(Connection& connection);
   [[nodiscard]] std::expected<void, vmm::Error> check_goes_on() const;
   [[nodiscard]] vmm::Error error(std::string reason, vmm::Status status = vmm::Status::kFailed) const;
