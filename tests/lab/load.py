@@ -58,7 +58,8 @@ class Load:
         """Ends them."""
         self.guest.shell("touch /tmp/enough; wait $passes_job", limit_s)
         bad = self.guest.shell("cat /tmp/bad 2>/dev/null")[1]
-        self.checks.equal("no pass read what was not written", bad[-1500:], "")
+        # A console that was attached anew shows an empty line of its own.
+        self.checks.equal("no pass read what was not written", bad.strip()[-1500:], "")
         self.passes += int(self.guest.shell("wc -l </tmp/passes")[1])
 
     def finish(self):
