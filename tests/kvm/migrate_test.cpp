@@ -146,8 +146,10 @@ TEST_F(Migrate, AGuestThatRewritesNearlyAllOfItsMemoryIsSlowedAndMoved) {
   options.max_downtime = std::chrono::milliseconds(20);
   options.timeout = std::chrono::minutes(5);
   ASSERT_NO_FATAL_FAILURE(expect_to_move(guest, options));
-  // Whether it has to be slowed is the host's business (a link faster than it writes): Convergence's tests know when.
-  std::printf("             it was slowed by %llu stops\n", static_cast<unsigned long long>(figures_.throttle_stops));
+  // Whether it has to be slowed is the host's business (a link faster than it writes): Convergence's tests know
+  // when.
+  std::printf("             it was slowed by %llu stops\n",
+              static_cast<unsigned long long>(figures_.throttle_stops));
 }
 
 } // namespace
