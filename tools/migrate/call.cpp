@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/migrate/call.h"
 
+#include <algorithm>
 #include <tuple>
 #include <utility>
 
@@ -88,16 +89,20 @@ Error Call::refused_by(const Frame& refusal) const {
   return error;
 }
 
-Ear::Ear(Call& call, std::function<void(Heard)> hear)
-    : call_(call), thread_([this, hear = std::move(hear)] {
+Ear::Ear(Call& call, std::vector<FrameKind> of_use, std::function<bool(Heard)> hear)
+    : call_(call), thread_([this, of_use = std::move(of_use), hear = std::move(hear)] {
         vmm::make_this_thread_urgent(); // few words, for which a held guest waits
         for (;;) {
           Heard heard;
           heard.link = call_.reader().read(heard.frame);
           const bool last = !heard.link;
-          hear(std::move(heard));
+          if (std::ranges::find(of_use, heard.frame.kind) == of_use.end())
+            heard.frame.payload = {};
+          const bool room = hear(std::move(heard));
           if (last)
             return;
+          if (!room)
+            call_.link().cut();
         }
       }) {}
 

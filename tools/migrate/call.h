@@ -10,6 +10,7 @@
 #include <string_view>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "tools/migrate/address.h"
 #include "tools/migrate/frame.h"
@@ -72,8 +73,10 @@ public:
     Frame frame;
     std::expected<void, vmm::Error> link; // why nothing more is to come; no frame then
   };
-  // CONTEXT of `hear`: the ear's thread; it must not block for long. `call` outlives the object.
-  Ear(Call& call, std::function<void(Heard)> hear);
+  // `of_use`: what the peer may say now; frames of other kinds come without their payload, which may be large.
+  // `hear`, RETURNS: whether there is room for more; the link is cut where there is none, and that is heard.
+  // CONTEXT of it: the ear's thread; it must not block for long. `call` outlives the object.
+  Ear(Call& call, std::vector<FrameKind> of_use, std::function<bool(Heard)> hear);
   // Cuts the link.
   ~Ear();
   Ear(const Ear&) = delete;

@@ -216,13 +216,10 @@ std::expected<void, Error> Destination::get_ready(vmm::Vm& vm, const Destination
 }
 
 void Destination::listen() {
-  ear_ = std::make_unique<Ear>(*control_, [this, call = control_.get(), link = generation_](Ear::Heard heard) {
-    if (heard.link && events_.waiting() >= kMostWaiting)
-      return call->link().cut(); // nobody says so much: what is heard next is the link's end
-    if (heard.frame.kind != FrameKind::kWord && heard.frame.kind != FrameKind::kRefusal)
-      heard.frame.payload = {}; // of no use, whatever it is, and perhaps large
-    events_.push({.link = link, .heard = std::move(heard)});
-  });
+  ear_ = std::make_unique<Ear>(*control_, std::vector{FrameKind::kWord, FrameKind::kRefusal},
+                               [this, link = generation_](Ear::Heard heard) {
+                                 return events_.push({.link = link, .heard = std::move(heard)});
+                               });
 }
 
 std::expected<void, Error> Destination::await_decision(vmm::Vm& vm, const DestinationSteps& steps) {

@@ -18,11 +18,13 @@ inline constexpr size_t kMostWaiting = 256;
 template <class Event>
 class EventQueue {
 public:
-  // CONTEXT: any thread.
-  void push(Event event) {
+  // CONTEXT: any thread. RETURNS: whether fewer than kMostWaiting are there now; who is told that there are as many
+  // has taken more from a peer than one has to say.
+  bool push(Event event) {
     const std::lock_guard guard(mutex_);
     events_.push_back(std::move(event));
     changed_.notify_one();
+    return events_.size() < kMostWaiting;
   }
   // The next one; nothing where there was none until then. CONTEXT: one thread at a time; blocks.
   [[nodiscard]] std::optional<Event> next(std::chrono::steady_clock::time_point until) {
@@ -34,14 +36,8 @@ public:
     return event;
   }
 
-  // How many are there. CONTEXT: any thread.
-  [[nodiscard]] size_t waiting() const {
-    const std::lock_guard guard(mutex_);
-    return events_.size();
-  }
-
 private:
-  mutable std::mutex mutex_; // a leaf
+  std::mutex mutex_; // a leaf
   std::condition_variable changed_;
   std::deque<Event> events_; // under mutex_
 };

@@ -56,17 +56,14 @@ public:
   }
   // From now on what comes on the control link is an event.
   void listen() {
-    ear_ = std::make_unique<Ear>(*control, [this, call = control.get(), link = generation](Ear::Heard heard) {
-      if (heard.link && events_.waiting() >= kMostWaiting)
-        return call->link().cut(); // nobody says so much: what is heard next is the link's end
-      if (heard.frame.kind != FrameKind::kRoundDone && heard.frame.kind != FrameKind::kWord &&
-          heard.frame.kind != FrameKind::kRefusal)
-        heard.frame.payload = {}; // of no use, whatever it is, and perhaps large
-      if (!heard.link)            // nobody reads pages any more: who sends some is not to find that out by patience
-        for (const auto& stream : streams)
-          stream->link().cut();
-      events_.push({.link = link, .heard = std::move(heard)});
-    });
+    ear_ = std::make_unique<Ear>(
+        *control, std::vector{FrameKind::kRoundDone, FrameKind::kWord, FrameKind::kRefusal},
+        [this, link = generation](Ear::Heard heard) {
+          if (!heard.link) // nobody reads pages any more: who sends some is not to find that out by patience
+            for (const auto& stream : streams)
+              stream->link().cut();
+          return events_.push({.link = link, .heard = std::move(heard)});
+        });
   }
   // Of a link that failed: what the other side had said before, where it did, or how the control link ended, for
   // which the streams are cut. CONTEXT: as the events'; blocks for a moment.

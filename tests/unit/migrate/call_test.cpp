@@ -156,7 +156,8 @@ TEST(Ear, TellsAllThatCameAndThenThatTheLinkIsGone) {
   Place place;
   CallPair calls(place);
   EventQueue<Ear::Heard> heard;
-  const Ear ear(*calls.destination, [&](Ear::Heard what) { heard.push(std::move(what)); });
+  const Ear ear(*calls.destination, {FrameKind::kWord},
+                [&](Ear::Heard what) { return heard.push(std::move(what)); });
   ASSERT_TRUE(calls.source->voice().say(FrameKind::kWord, encode(Word::kCommit)).has_value());
   calls.source.reset();
   const auto until = steady_clock::now() + testing::kPatient;
@@ -166,6 +167,39 @@ TEST(Ear, TellsAllThatCameAndThenThatTheLinkIsGone) {
   const auto end = heard.next(until);
   ASSERT_TRUE(end && !end->link);
   EXPECT_EQ(end->link.error().reason, "hung up");
+}
+
+TEST(Ear, KeepsNoPayloadOfWhatIsOfNoUse) {
+  Place place;
+  CallPair calls(place);
+  EventQueue<Ear::Heard> heard;
+  const Ear ear(*calls.destination, {FrameKind::kRefusal},
+                [&](Ear::Heard what) { return heard.push(std::move(what)); });
+  ASSERT_TRUE(calls.source->voice().say(FrameKind::kWord, encode(Word::kCommit)).has_value());
+  const auto word = heard.next(steady_clock::now() + testing::kPatient);
+  ASSERT_TRUE(word && word->link);
+  EXPECT_EQ(word->frame.kind, FrameKind::kWord);
+  EXPECT_TRUE(word->frame.payload.empty());
+}
+
+TEST(Ear, CutsAPeerThatSaysMoreThanAnybodyListensTo) {
+  Place place;
+  CallPair calls(place);
+  EventQueue<Ear::Heard> heard;
+  const Ear ear(*calls.destination, {FrameKind::kWord},
+                [&](Ear::Heard what) { return heard.push(std::move(what)); });
+  while (calls.source->voice().say(FrameKind::kWord, encode(Word::kCommit)).has_value()) {
+  }
+  size_t words = 0;
+  for (;; ++words) {
+    const auto next = heard.next(steady_clock::now() + testing::kPatient);
+    ASSERT_TRUE(next.has_value());
+    if (next->link)
+      continue;
+    EXPECT_EQ(next->link.error().reason, "was cut");
+    break;
+  }
+  EXPECT_EQ(words, kMostWaiting);
 }
 
 TEST(EventQueue, GivesEventsInTheirOrderAndNothingWhereThereIsNone) {
