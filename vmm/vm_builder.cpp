@@ -198,12 +198,12 @@ std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
     return std::unexpected(made.error());
   if (auto begun = parts->kvm.begin_pit(); !begun)
     return std::unexpected(begun.error());
-  if (!parts->config.bare) // or what is put into it goes on meanwhile
+  if (!parts->config.bare) { // or what is put into it goes on meanwhile
     if (auto there = parts->kvm.await_pit(); !there)
       return std::unexpected(there.error());
-  if (!parts->config.bare)
     if (auto loaded = parts->load(*files, parts->device_tree); !loaded)
       return std::unexpected(loaded.error());
+  }
   return std::unique_ptr<Vm>(new Vm(std::move(parts)));
 }
 

@@ -15,11 +15,11 @@ NEVER_RAN = "the guest never ran here"
 
 
 class Switch(MigrateCase):
-    def stood_still(self, step, **options):
+    def stood_still(self, step):
         """A migration whose link stands still before `step`, and is cut there when `go_on` is set. Returns both sides, the
         proxy, `go_on` and the command, once it is there."""
         source = self.beating()
-        destination, place = self.waiting(**options)
+        destination, place = self.waiting()
         go_on = threading.Event()
         proxy = Proxy(os.path.join(self.runtime, "proxy"), place, step, True, lambda _: go_on.wait(vm_case.LIMIT_S))
         self.addCleanup(proxy.close)

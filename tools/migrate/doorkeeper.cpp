@@ -22,6 +22,10 @@ bool same_id(const MigrationId& one, const MigrationId& other) noexcept {
   return differs == std::byte{0};
 }
 
+Error late(Call& call) {
+  return call.link().error("is late: nobody waits for a guest here any more");
+}
+
 } // namespace
 
 Doorkeeper::Doorkeeper(std::string operation, Listener& listener, std::function<void(const Error&)> tell)
@@ -119,7 +123,7 @@ std::optional<Error> Doorkeeper::admit_source(std::unique_ptr<Call>& call) {
   {
     const std::lock_guard guard(mutex_);
     if (called_off_)
-      return call->link().error("is late: nobody waits for a guest here any more");
+      return late(*call);
     if (taken_) {
       Error busy = call->link().error("another migration is arriving here already");
       busy.status = Status::kBusy;
@@ -135,7 +139,7 @@ std::optional<Error> Doorkeeper::admit_source(std::unique_ptr<Call>& call) {
     return std::move(answered.error());
   }
   if (called_off_)
-    return call->link().error("is late: nobody waits for a guest here any more");
+    return late(*call);
   source_ = std::move(call);
   changed_.notify_all();
   return {};
@@ -146,7 +150,7 @@ std::optional<Error> Doorkeeper::admit_stream(std::unique_ptr<Call>& call) {
   {
     const std::lock_guard guard(mutex_);
     if (called_off_)
-      return call->link().error("is late: nobody waits for a guest here any more");
+      return late(*call);
     if (!taken_ || !same_id(id_, call->hello().id))
       return call->link().error("belongs to no migration that arrives here");
     if (number == 0 || streams_.contains(number))
@@ -160,7 +164,7 @@ std::optional<Error> Doorkeeper::admit_stream(std::unique_ptr<Call>& call) {
     return std::move(answered.error());
   }
   if (called_off_)
-    return call->link().error("is late: nobody waits for a guest here any more");
+    return late(*call);
   streams_[number] = std::move(call);
   changed_.notify_all();
   return {};

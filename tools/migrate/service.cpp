@@ -133,8 +133,8 @@ std::expected<std::string, Error> Service::migrate(const SourceOptions& options,
   {
     const std::lock_guard guard(mutex_);
     // One that is in doubt is to be told what to do, and not to be forgotten for one that cannot begin.
-    if (current_ != nullptr && current_->view().phase != SourcePhase::kHere &&
-        current_->view().phase != SourcePhase::kGone)
+    const SourcePhase phase = current_ ? current_->view().phase : SourcePhase::kHere;
+    if (phase != SourcePhase::kHere && phase != SourcePhase::kGone)
       return std::unexpected(
           Error{kOperation, vm_.config().name, "a live snapshot or a migration of it is under way", Status::kBusy});
     current_ = source;

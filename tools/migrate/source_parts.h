@@ -115,6 +115,7 @@ private:
   [[nodiscard]] Outcome decide();
   void look_around();
   void leave_waiting();
+  void lose_link();
   [[nodiscard]] bool heard_of_abandon();
   void hear(SourceEvent event);
   void hear_frame(const Frame& frame);

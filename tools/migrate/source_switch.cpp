@@ -190,6 +190,10 @@ void Source::Switch::hear(SourceEvent event) {
     return hear_frame(event.heard.frame);
   because(event.heard.link.error());
   lost_ = true;
+  lose_link();
+}
+
+void Source::Switch::lose_link() {
   unheard_ = in(SourceSide::State::kWaits);
   act(side_.lose_link());
 }
@@ -208,8 +212,7 @@ void Source::Switch::hear_frame(const Frame& frame) {
                         : std::unexpected(connection_.control->link().error("speaks out of turn"));
   if (!word) {
     because(word.error());
-    unheard_ = in(SourceSide::State::kWaits);
-    act(side_.lose_link());
+    lose_link();
     return;
   }
   if (*word == Word::kPrepared && in(SourceSide::State::kWaits)) {
