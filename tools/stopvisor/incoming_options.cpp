@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "tools/stopvisor/net_option.h"
+#include "tools/stopvisor/restore_options.h"
 #include "vmm/units.h"
 
 namespace stopvisor::tools {
@@ -22,14 +23,7 @@ std::expected<void, Error> check(const RunOptions& options) {
           options.check_machine_is_not_described("the source of --incoming describes the whole machine, this too");
       !fine)
     return fine;
-  if (auto fine = refuse_given({{"--key", options.key.has_value()},
-                                {"--expect-id", options.expect_id.has_value()},
-                                {"--disks-as-they-are", options.disks_as_they_are},
-                                {"--verify", options.verify.has_value()},
-                                {"--prefault", options.prefault},
-                                {"--share", options.share}},
-                               "goes with --restore");
-      !fine)
+  if (auto fine = check_nothing_for_restore_alone(options); !fine)
     return fine;
   if (options.detach && !options.name)
     return std::unexpected(option_error(

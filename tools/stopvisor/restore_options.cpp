@@ -81,15 +81,20 @@ std::expected<snapshot::RestoreOptions, Error> restore_options(const RunOptions&
 
 } // namespace
 
-std::expected<void, Error> check_nothing_for_restore(const RunOptions& options) {
+std::expected<void, Error> check_nothing_for_restore_alone(const RunOptions& options) {
   return refuse_given({{"--key", options.key.has_value()},
                        {"--expect-id", options.expect_id.has_value()},
                        {"--disks-as-they-are", options.disks_as_they_are},
                        {"--verify", options.verify.has_value()},
-                       {"--clock", options.clock.has_value()},
                        {"--prefault", options.prefault},
                        {"--share", options.share}},
                       "goes with --restore");
+}
+
+std::expected<void, Error> check_nothing_for_restore(const RunOptions& options) {
+  if (auto fine = check_nothing_for_restore_alone(options); !fine)
+    return fine;
+  return refuse_given({{"--clock", options.clock.has_value()}}, "goes with --restore");
 }
 
 std::expected<snapshot::Restoration, Error> open_snapshot(const RunOptions& options) {
