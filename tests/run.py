@@ -303,7 +303,7 @@ def main():
     if work.elsewhere:
         say("No usable /dev/kvm here: the suites " + ", ".join(NEEDS_KVM) + " run in the lab (tests/lab/README.md), "
             "a machine under QEMU's software CPU: correct, and slow.")
-    clang = {**os.environ, "CXX": "clang++-19"}
+    clang = {**os.environ, "CXX": "clang++-19", "CCACHE_SLOPPINESS": "pch_defines,time_macros"}  # see meson.build
     asan, tsan = "clang-19, ASan+UBSan", "clang-19, TSan"
     all_of_it = mode != "quick" and not arguments.only
     built = work.set_up("build", "gcc", None, []) and work.build("build", "gcc", None)

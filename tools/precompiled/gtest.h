@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+// As standard.h, for tests.
+#include "standard.h"
+
+#include <gtest/gtest.h>
