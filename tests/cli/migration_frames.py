@@ -38,8 +38,8 @@ def text(value):
     return struct.pack("<H", len(value)) + value
 
 
-def hello(least=1, most=1, features=FEATURES, required=0, vm=b"stranger", role=0):
-    return frame(HELLO, struct.pack("<HHQQ16sBH", least, most, features, required, b"0123456789abcdef", role, 0) + text(vm) +
+def hello(least=1, most=1, features=FEATURES, required=0, vm=b"stranger", role=0, number=0):
+    return frame(HELLO, struct.pack("<HHQQ16sBH", least, most, features, required, b"0123456789abcdef", role, number) + text(vm) +
                  text(b"a test"))
 
 

@@ -106,20 +106,44 @@ class Refusals(MigrateCase):
         self.moves(self.beating(), "unix:" + place, destination)
 
     @unittest.skipUnless(migration_frames.XXHASH, NO_XXHASH)
-    def test_lengths_that_cannot_be_end_a_migration_by_name(self):
+    def test_who_says_hello_and_nothing_of_use_keeps_no_source_out(self):
+        destination, place = self.waiting()
+        times = 0
         for kind, length, said in ((MACHINE, 0xFFFFFFFF, "(a machine) is too long: 4294967295 bytes"),
                                    (WORD, 1, "sends message 10 in place of 4"),
-                                   (MACHINE, 8, "the machine: ")):
-            destination, place = self.waiting()
+                                   (MACHINE, 8, "the machine: "),
+                                   (None, 0, "hung up")):
             link = self.call(place)
             link.sendall(migration_frames.hello())
             self.assertEqual(migration_frames.read_frame(link)[0], WELCOME)
-            link.sendall(migration_frames.frame(kind, bytes(length) if length < 100 else b"", number=1, length=length))
-            self.eventually(destination.ended, "its end")
-            self.assertIn(said, destination.said())
-            self.assertIn(destination.child.returncode, (1, 3))
-            self.assertIn("the guest never ran here", destination.said())
-            self.assertEqual([name for name in self.left_behind() if not name.endswith(".log")], [])
+            stream = self.call(place)
+            stream.sendall(migration_frames.hello(role=1, number=1))
+            self.assertEqual(migration_frames.read_frame(stream)[0], WELCOME)
+            if kind is None:
+                link.close()
+            else:
+                link.sendall(migration_frames.frame(kind, bytes(length) if length < 100 else b"", number=1, length=length))
+            times += 1
+            self.eventually(lambda: destination.said().count(SENT_AWAY) == times, "it is sent away")
+            self.assertIn(said, destination.said().splitlines()[-1])
+            self.eventually(lambda: destination.phase() == "waiting", "the next may come")
+            self.assertIsNone(migration_frames.read_frame(stream), "its streams are gone with it")
+        self.moves(self.beating(), "unix:" + place, destination)
+
+    @unittest.skipUnless(migration_frames.XXHASH, NO_XXHASH)
+    def test_where_there_is_one_link_alone_its_end_is_the_destinations(self):
+        ours, its = socket.socketpair()
+        with ours:
+            destination = Side(self, "destination", "--incoming", f"fd:{its.fileno()}", pass_fds=[its.fileno()])
+            its.close()
+            ours.settimeout(vm_case.LIMIT_S)
+            ours.sendall(migration_frames.hello())
+            self.assertEqual(migration_frames.read_frame(ours)[0], WELCOME)
+        self.eventually(destination.ended, "its end")
+        self.assertEqual(destination.child.returncode, 1)
+        self.assertIn("hung up", destination.said())
+        self.assertIn("the guest never ran here", destination.said())
+        self.assertEqual([name for name in self.left_behind() if not name.endswith(".log")], [])
 
     # A destination that is none.
 

@@ -76,22 +76,40 @@ void Destination::refuse(const Error& why) noexcept {
   streams_.clear();
 }
 
+void Destination::take(std::unique_ptr<Call> control) {
+  control_ = std::move(control);
+  const std::lock_guard guard(mutex_);
+  view_.phase = DestinationPhase::kLoading;
+  view_.source = control_->link().name();
+  view_.vm = control_->hello().vm;
+  view_.id = snapshot::hex_text(control_->hello().id);
+}
+
 std::expected<vmm::VmConfig, Error> Destination::await_machine() {
-  auto control = doorkeeper_.await_source(options_.stop);
-  if (!control)
-    return std::unexpected(std::move(control.error()));
-  control_ = *std::move(control);
-  {
-    const std::lock_guard guard(mutex_);
-    view_.phase = DestinationPhase::kLoading;
-    view_.source = control_->link().name();
-    view_.vm = control_->hello().vm;
-    view_.id = snapshot::hex_text(control_->hello().id);
-  }
-  auto config = hear_machine();
-  if (!config)
+  for (std::optional<Error> lost;;) {
+    auto control = doorkeeper_.await_source(options_.stop);
+    if (!control && lost && !options_.stop.stop_requested()) { // the door led to one link alone
+      enter(DestinationPhase::kGaveUp);
+      return std::unexpected(*std::move(lost));
+    }
+    if (!control)
+      return std::unexpected(std::move(control.error()));
+    take(*std::move(control));
+    auto config = hear_machine();
+    if (config)
+      return config;
     refuse(config.error());
-  return config;
+    if (options_.stop.stop_requested())
+      return config;
+    // Anybody can say hello: nothing has begun, and the source that was meant may come yet.
+    options_.tell("a caller was sent away: " + config.error().message());
+    lost = std::move(config.error());
+    {
+      const std::lock_guard guard(mutex_);
+      view_ = {};
+    }
+    doorkeeper_.let_another_in();
+  }
 }
 
 std::expected<vmm::VmConfig, Error> Destination::hear_machine() {

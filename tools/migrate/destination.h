@@ -65,8 +65,9 @@ public:
   Destination(const Destination&) = delete;
   Destination& operator=(const Destination&) = delete;
 
-  // Waits for a source and for what it says of its machine. CONTEXT: once; blocks. RETURNS: Doorkeeper's errors;
-  // what is wrong with the machine, of which the source is told.
+  // Waits for a source and for what it says of its machine. Who hangs up before, falls silent or describes none is
+  // told so, and another is waited for where another can come. CONTEXT: once; blocks. RETURNS: Doorkeeper's errors;
+  // what became of the one source there could be.
   [[nodiscard]] std::expected<vmm::VmConfig, vmm::Error> await_machine();
   // After await_machine(): the machine cannot be made here. The source is told why, and hung up on.
   void refuse(const vmm::Error& why) noexcept;
@@ -94,6 +95,7 @@ private:
     std::unique_ptr<Call> again{};
     bool start_here = false;
   };
+  void take(std::unique_ptr<Call> control);
   [[nodiscard]] std::expected<vmm::VmConfig, vmm::Error> hear_machine();
   [[nodiscard]] std::expected<vmm::VmConfig, vmm::Error> config_of(const MachineFacts& facts) const;
   [[nodiscard]] std::expected<void, vmm::Error> check(const MachineFacts& facts, const vmm::Vm& vm) const;

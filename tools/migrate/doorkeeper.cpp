@@ -159,12 +159,16 @@ std::optional<Error> Doorkeeper::admit_stream(std::unique_ptr<Call>& call) {
   }
   auto answered = call->answer();
   const std::lock_guard guard(mutex_);
+  const bool known = taken_ && same_id(id_, call->hello().id); // or let_another_in() came between
   if (!answered) {
-    streams_.erase(number);
+    if (known)
+      streams_.erase(number);
     return std::move(answered.error());
   }
   if (called_off_)
     return late(*call);
+  if (!known)
+    return call->link().error("belongs to no migration that arrives here");
   streams_[number] = std::move(call);
   changed_.notify_all();
   return {};
@@ -198,6 +202,14 @@ std::expected<std::unique_ptr<Call>, Error> Doorkeeper::await_source(const std::
     return std::unexpected(
         closed_.value_or(Error{operation_, listener_.place(), "was cancelled", Status::kFailed}));
   return std::move(source_);
+}
+
+void Doorkeeper::let_another_in() {
+  std::map<uint16_t, std::unique_ptr<Call>> cut; // outside of the lock
+  const std::lock_guard guard(mutex_);
+  taken_ = false;
+  id_ = {};
+  streams_.swap(cut);
 }
 
 std::expected<std::vector<std::unique_ptr<Call>>, Error> Doorkeeper::await_streams(uint16_t count,

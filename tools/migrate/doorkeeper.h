@@ -38,9 +38,11 @@ public:
   Doorkeeper(const Doorkeeper&) = delete;
   Doorkeeper& operator=(const Doorkeeper&) = delete;
 
-  // The first source that says a good hello; it is welcomed, and others are refused from then on.
+  // The first source that says a good hello; it is welcomed, and others are refused until let_another_in().
   // CONTEXT: one thread; blocks. RETURNS: "was cancelled", kFailed where nobody can come any more.
   [[nodiscard]] std::expected<std::unique_ptr<Call>, vmm::Error> await_source(const std::stop_token& stop);
+  // The source that came is gone, and said nothing of use: its streams are cut, and another may come.
+  void let_another_in();
   // Streams 1 to `count` of that migration, in their order. RETURNS: the same, and kFailed where one did not come.
   [[nodiscard]] std::expected<std::vector<std::unique_ptr<Call>>, vmm::Error>
   await_streams(uint16_t count, const std::stop_token& stop);

@@ -22,7 +22,10 @@ using vmm::Status;
 constexpr const char* kOperation = "migrate";
 constexpr uint64_t kMostStreams = 16;
 constexpr uint64_t kLongestDowntimeUs = 60'000'000;
+// How long a guest's end here waits for who asked for the migration, and for who watches it: he asks five times a
+// second, and longer waits are the host's.
 constexpr std::chrono::seconds kToHearNews{2};
+constexpr std::chrono::seconds kToHearNewsWatched{15};
 
 int64_t us(std::chrono::nanoseconds time) {
   return std::chrono::duration_cast<std::chrono::microseconds>(time).count();
@@ -202,7 +205,7 @@ vmm::ApiReply Service::decide(const vmm::ApiRequest& request) {
 void Service::await_news_heard() {
   const auto source = current();
   if (source != nullptr && source->view().phase == SourcePhase::kGone)
-    context_.jobs.await_heard(kOperation, vmm::JobClock::now() + kToHearNews);
+    context_.jobs.await_heard(kOperation, kToHearNews, kToHearNewsWatched);
 }
 
 } // namespace stopvisor::migrate

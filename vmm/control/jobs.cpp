@@ -50,7 +50,10 @@ public:
     return view;
   }
 
-  bool heard = false; // under the jobs' mutex: somebody has seen that it is over
+  // Under the jobs' mutex:
+  bool heard = false;                            // somebody has seen that it is over
+  std::optional<JobClock::time_point> looked_at; // when await() was last asked for it, or told of it
+
   std::thread thread; // joined by whoever takes the job from the list, or by end_all()
 
 private:
@@ -109,9 +112,10 @@ std::optional<JobView> Jobs::await(JobId id, JobClock::time_point until) {
   std::unique_lock lock(mutex_);
   // Found anew after each wait: it may have been forgotten meanwhile.
   for (;;) {
-    const Job* const job = find(id);
+    Job* const job = find(id);
     if (job == nullptr)
       return std::nullopt;
+    job->looked_at = JobClock::now();
     if (job->over() || ending_ || changed_.wait_until(lock, until) == std::cv_status::timeout)
       break;
   }
@@ -120,17 +124,32 @@ std::optional<JobView> Jobs::await(JobId id, JobClock::time_point until) {
     return std::nullopt;
   if (job->over() && !std::exchange(job->heard, true))
     changed_.notify_all(); // await_heard()
+  job->looked_at = JobClock::now();
   return job->view();
 }
 
-void Jobs::await_heard(std::string_view operation, JobClock::time_point until) {
+const Jobs::Job* Jobs::last_of(std::string_view operation) const noexcept {
+  for (auto job = jobs_.rbegin(); job != jobs_.rend(); ++job)
+    if ((*job)->is_a(operation))
+      return job->get();
+  return nullptr;
+}
+
+void Jobs::await_heard(std::string_view operation, JobClock::duration unwatched, JobClock::duration watched) {
+  const auto begin = JobClock::now();
   std::unique_lock lock(mutex_);
-  (void)changed_.wait_until(lock, until, [&] {
-    for (auto job = jobs_.rbegin(); job != jobs_.rend(); ++job)
-      if ((*job)->is_a(operation))
-        return (*job)->heard;
-    return true;
-  });
+  // Found anew after each wait: it may have been looked at, or forgotten, meanwhile.
+  for (;;) {
+    const Job* const job = last_of(operation);
+    if (job == nullptr || job->heard)
+      return;
+    auto until = begin + unwatched;
+    if (job->looked_at)
+      until = std::max(until, *job->looked_at + watched);
+    if (JobClock::now() >= until)
+      return;
+    (void)changed_.wait_until(lock, until);
+  }
 }
 
 std::vector<JobView> Jobs::list() const {

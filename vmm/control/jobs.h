@@ -77,9 +77,10 @@ public:
   // Looks at a job, having waited until it has ended, or `until`. RETURNS: nothing where there is none.
   [[nodiscard]] std::optional<JobView> await(JobId id, JobClock::time_point until);
   [[nodiscard]] std::vector<JobView> list() const; // the oldest first
-  // Waits until the last job of this kind has ended and somebody has seen that it did (by await()), or `until`: for
-  // news that would be lost with the VM.
-  void await_heard(std::string_view operation, JobClock::time_point until);
+  // Waits until the last job of this kind has ended and somebody has seen that it did (by await()): for news that
+  // would be lost with the VM. For `unwatched` at most, and until `watched` after somebody last looked at the job,
+  // who will look again unless he is gone.
+  void await_heard(std::string_view operation, JobClock::duration unwatched, JobClock::duration watched);
   // Asks a job to end, and leave everything as it was; one that is over in that moment stays what it is.
   // RETURNS: false where there is no such job.
   bool cancel(JobId id) noexcept;
@@ -89,8 +90,9 @@ public:
 private:
   class Job;
   void run(Job& job, const JobWork& work) noexcept;
-  [[nodiscard]] Job* find(JobId id) const noexcept; // under mutex_
-  void forget_old();                                // under mutex_
+  [[nodiscard]] Job* find(JobId id) const noexcept;                            // under mutex_
+  [[nodiscard]] const Job* last_of(std::string_view operation) const noexcept; // under mutex_
+  void forget_old();                                                           // under mutex_
 
   mutable std::mutex mutex_; // a leaf
   std::condition_variable changed_;

@@ -125,6 +125,25 @@ TEST(Jobs, AreForgottenTheOldestFirst) {
   EXPECT_TRUE(jobs.await(Jobs::kMostKept + 5, JobClock::now()).has_value());
 }
 
+// A VM that ends with the job's news waits for who watches it, and not for long for anybody else.
+TEST(Jobs, AreHeardOfByWhoWatchesThem) {
+  Jobs jobs;
+  jobs.await_heard("make", kLimit, kLimit); // there is none
+  Step step;
+  const auto id = jobs.start("make", "it", kPeer, step.work());
+  ASSERT_TRUE(id.has_value());
+  step.await_begin();
+  jobs.await_heard("make", seconds(0), kLimit); // nobody has looked
+  ASSERT_EQ(jobs.await(*id, JobClock::now())->state, JobState::kRunning);
+  jobs.await_heard("make", seconds(0), seconds(0)); // he has been gone for long
+  auto heard = std::async(std::launch::async, [&] { jobs.await_heard("make", seconds(0), kLimit); });
+  EXPECT_EQ(heard.wait_for(seconds(0)), std::future_status::timeout);
+  step.go_on();
+  EXPECT_EQ(jobs.await(*id, soon())->state, JobState::kDone);
+  EXPECT_EQ(heard.wait_for(kLimit / 2), std::future_status::ready); // he has heard
+  jobs.await_heard("make", kLimit, kLimit);
+}
+
 TEST(Jobs, EndWithWhatTheyWorkOn) {
   Jobs jobs;
   std::promise<void> begun;
