@@ -12,11 +12,13 @@
 
 #include "vmm/event_fd.h"
 #include "vmm/guest_memory.h"
+#include "vmm/side_buffer.h"
 
 namespace stopvisor::vmm {
 namespace {
 
 constexpr size_t kMostAtOnce = 16;
+constexpr size_t kPiece = 64 << 10; // takes about as long as it takes to wake who waits
 // Each makes two mappings more, of which a process has 65,530 (vm.max_map_count), for all it does: threads, files
 // and memory of its own.
 constexpr size_t kMostIslands = 8192;
@@ -76,15 +78,23 @@ uint64_t AbsentMemory::touched_blocks() const {
   return touched_;
 }
 
-std::expected<void, Error> AbsentMemory::bring(uint64_t offset) {
-  Buffer buffer;
-  return bring_block(offset / options_.block_bytes, buffer, nullptr);
+std::expected<void, Error> AbsentMemory::bring(std::vector<uint64_t> offsets) {
+  std::ranges::sort(offsets);
+  for (std::span<const uint64_t> left = offsets; !left.empty();) {
+    const size_t number = left.front() / options_.block_bytes;
+    const auto end = std::ranges::find_if(left, [&](uint64_t at) { return at / options_.block_bytes != number; });
+    const auto here = left.first(static_cast<size_t>(end - left.begin()));
+    if (auto done = bring_pages(number, here); !done)
+      return done;
+    left = left.subspan(here.size());
+  }
+  return {};
 }
 
 std::expected<void, Error> AbsentMemory::bring_all(std::stop_token stop, Progress* progress) {
   if (progress != nullptr)
     progress->total_bytes.store(memory_.size(), std::memory_order_relaxed);
-  Buffer buffer;
+  Buffer buffer(options_.block_bytes);
   for (size_t number = 0; number < states_.size(); ++number) {
     if (stop.stop_requested())
       return std::unexpected(error("was cancelled"));
@@ -96,27 +106,67 @@ std::expected<void, Error> AbsentMemory::bring_all(std::stop_token stop, Progres
   return {};
 }
 
+bool AbsentMemory::begin_block(size_t number, For whom) {
+  std::unique_lock lock(lock_);
+  if (whom == For::kAsker) // the serving thread has better things to do: whoever is busy wakes who waits for it
+    changed_.wait(lock, [&] { return states_[number] != State::kBusy; });
+  if (over_ || forgotten_ || states_[number] == State::kPresent || states_[number] == State::kBusy)
+    return false;
+  states_[number] = State::kBusy;
+  ++busy_;
+  touched_ += whom == For::kToucher ? 1 : 0;
+  return true;
+}
+
+void AbsentMemory::end_block(size_t number, State state) {
+  const std::lock_guard guard(lock_);
+  states_[number] = state;
+  --busy_;
+  absent_ -= state == State::kPresent ? 1 : 0;
+  if (absent_ == 0 && !over_)
+    end_watch();
+  changed_.notify_all();
+}
+
+std::expected<void, Error> AbsentMemory::bring_pages(size_t number, std::span<const uint64_t> offsets) {
+  const std::span<std::byte> whole = block(number);
+  if (!has_small_pages() || origin_->is_zero(number * options_.block_bytes, whole.size())) {
+    Buffer buffer(0); // zeros need none
+    return bring_block(number, buffer, nullptr);
+  }
+  if (!begin_block(number, For::kAsker))
+    return {};
+  auto done = fetch_pages(number, offsets);
+  end_block(number, done ? State::kAbsent : State::kBad);
+  // Somebody may have touched another page of it meanwhile, and was left to us: he touches it again.
+  userfault_.wake(whole);
+  return done;
+}
+
+// It is read into new pages of the kernel's, which are touched where the block has something: of a guest's first
+// MiB that is a few.
+std::expected<void, Error> AbsentMemory::fetch_pages(size_t number, std::span<const uint64_t> offsets) {
+  const uint64_t begin = number * options_.block_bytes;
+  const std::span<std::byte> whole = block(number);
+  auto room = SideBuffer::create(options_.operation, whole.size(), whole.size());
+  if (!room)
+    return std::unexpected(std::move(room.error()));
+  const std::span content(room->at(room->take()), whole.size());
+  if (auto read = origin_->read(begin, content, true); !read)
+    return read;
+  for (const uint64_t offset : offsets) {
+    const uint64_t at = (offset - begin) / kPageBytes * kPageBytes;
+    if (const int refused = userfault_.fill(whole.subspan(at, kPageBytes), content.data() + at))
+      return std::unexpected(error(std::string("cannot put pages in place: ") + std::strerror(refused)));
+  }
+  return {};
+}
+
 std::expected<void, Error> AbsentMemory::bring_block(size_t number, Buffer& buffer, const std::byte* first) {
-  {
-    std::unique_lock lock(lock_);
-    if (first == nullptr) // who was told of a touch has better things to do: whoever is busy wakes its toucher
-      changed_.wait(lock, [&] { return states_[number] != State::kBusy; });
-    if (over_ || forgotten_ || states_[number] == State::kPresent || states_[number] == State::kBusy)
-      return {};
-    states_[number] = State::kBusy;
-    ++busy_;
-    touched_ += first != nullptr ? 1 : 0;
-  }
+  if (!begin_block(number, first != nullptr ? For::kToucher : For::kAsker))
+    return {};
   auto done = fetch(number, buffer, first);
-  {
-    const std::lock_guard guard(lock_);
-    states_[number] = done ? State::kPresent : State::kBad;
-    --busy_;
-    absent_ -= done ? 1 : 0;
-    if (absent_ == 0 && !over_)
-      end_watch();
-    changed_.notify_all();
-  }
+  end_block(number, done ? State::kPresent : State::kBad);
   // Somebody may have touched it meanwhile, and was left to us. He touches it again, and the thread that serves
   // touches finds out for itself, and says so.
   if (!done && first == nullptr)
@@ -129,12 +179,14 @@ std::expected<void, Error> AbsentMemory::fetch(size_t number, Buffer& buffer, co
   const uint64_t offset = number * options_.block_bytes;
   if (origin_->is_zero(offset, to.size()) && put_zeros(number))
     return {};
-  buffer.resize(options_.block_bytes);
-  const std::span<std::byte> content = std::span(buffer).first(to.size());
-  auto done = origin_->read(offset, content);
+  buffer.bytes.resize(options_.block_bytes);
+  const std::span<std::byte> content = std::span(buffer.bytes).first(to.size());
+  auto done = origin_->read(offset, content, std::exchange(buffer.zeros, false));
   if (!done)
     return done;
-  if (const int refused = place(to, content.data(), first))
+  const int refused = first != nullptr && has_small_pages() ? place_in_pieces(to, content.data(), first)
+                                                            : userfault_.fill(to, content.data());
+  if (refused != 0)
     return std::unexpected(error(std::string("cannot put pages in place: ") + std::strerror(refused)));
   return {};
 }
@@ -161,21 +213,50 @@ bool AbsentMemory::claim_release(size_t number) {
   return true;
 }
 
-// RETURNS: 0 or an errno value.
-int AbsentMemory::place(std::span<std::byte> block, const std::byte* content,
-                        const std::byte* first) const noexcept {
-  size_t begin = 0;
-  size_t end = 0;
-  if (first != nullptr && options_.block_bytes <= (1U << 20)) {
-    begin = static_cast<size_t>(first - block.data()) / kPageBytes * kPageBytes;
-    end = begin + kPageBytes;
-    if (const int refused = userfault_.fill(block.subspan(begin, kPageBytes), content + begin))
+// A page that somebody waits for comes first; and of the rest a piece at a time, so that who touches another page
+// of the block meanwhile, which a guest that has just begun does, waits for a piece and not for all. RETURNS: 0 or
+// an errno value. CONTEXT: the serving thread; small pages.
+int AbsentMemory::place_in_pieces(std::span<std::byte> block, const std::byte* content, const std::byte* first) {
+  const size_t begin = static_cast<size_t>(first - block.data()) / kPageBytes * kPageBytes;
+  if (const int refused = userfault_.fill(block.subspan(begin, kPageBytes), content + begin))
+    return refused;
+  // What follows is likelier to be wanted next than what is before.
+  for (const auto& [from, to] : {std::pair(begin + kPageBytes, block.size()), std::pair(size_t{0}, begin)})
+    for (size_t at = from; at < to;) {
+      const size_t bytes = std::min(kPiece, to - at);
+      if (const int refused = place_touched(block, content))
+        return refused;
+      if (const int refused = userfault_.fill(block.subspan(at, bytes), content + at))
+        return refused;
+      at += bytes;
+    }
+  return 0;
+}
+
+// Touches elsewhere are left for later. CONTEXT: the serving thread.
+int AbsentMemory::place_touched(std::span<std::byte> block, const std::byte* content) {
+  if (const int failed = hear_touches())
+    return failed;
+  std::deque<const std::byte*> elsewhere;
+  for (const std::byte* const address : touches_) {
+    if (address < block.data() || address >= block.data() + block.size()) {
+      elsewhere.push_back(address);
+      continue;
+    }
+    const size_t at = static_cast<size_t>(address - block.data()) / kPageBytes * kPageBytes;
+    if (const int refused = userfault_.fill(block.subspan(at, kPageBytes), content + at))
       return refused;
   }
-  if (end < block.size()) // what follows is likelier to be wanted next than what is before
-    if (const int refused = userfault_.fill(block.subspan(end), content + end))
-      return refused;
-  return begin == 0 ? 0 : userfault_.fill(block.first(begin), content);
+  touches_.swap(elsewhere);
+  return 0;
+}
+
+int AbsentMemory::hear_touches() {
+  std::array<const std::byte*, kMostAtOnce> addresses{};
+  const int count = userfault_.next(addresses);
+  if (count > 0)
+    touches_.insert(touches_.end(), addresses.begin(), addresses.begin() + count);
+  return count < 0 ? -count : 0;
 }
 
 void AbsentMemory::forget() noexcept {
@@ -203,16 +284,17 @@ void AbsentMemory::serve() noexcept {
   try {
     Buffer buffer(options_.block_bytes);
     while (!over()) {
-      (void)::poll(sources.data(), sources.size(), -1);
-      std::array<const std::byte*, kMostAtOnce> addresses{};
-      const int count = userfault_.next(addresses);
-      if (count < 0)
-        throw std::system_error(-count, std::generic_category(), "cannot learn who waits");
-      for (const std::byte* const address : std::span(addresses).first(static_cast<size_t>(count))) {
-        const auto number = static_cast<size_t>(address - memory_.data()) / options_.block_bytes;
-        if (auto done = bring_block(number, buffer, address); !done)
-          fail(done.error());
-      }
+      if (touches_.empty())
+        (void)::poll(sources.data(), sources.size(), -1);
+      if (const int failed = hear_touches())
+        throw std::system_error(failed, std::generic_category(), "cannot learn who waits");
+      if (touches_.empty())
+        continue;
+      const std::byte* const address = touches_.front();
+      touches_.pop_front();
+      const auto number = static_cast<size_t>(address - memory_.data()) / options_.block_bytes;
+      if (auto done = bring_block(number, buffer, address); !done)
+        fail(done.error());
     }
   } catch (const std::exception& failure) { // nor memory to read into
     fail(error(failure.what()));

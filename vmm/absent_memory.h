@@ -7,7 +7,8 @@
 //
 //   begin(): kWatching ── everything is there ──▶ kOver
 //            kWatching ── forget() ─────────────▶ kOver
-//   a block: kAbsent ──▶ kBusy ──▶ kPresent, or kBad
+//   a block: kAbsent ──▶ kBusy ──▶ kPresent, or kBad; or kAbsent again, where bring() has put some pages of it
+//   there
 //
 // The serving thread takes no part in stops, waits for none and touches none of the memory: whoever takes part in
 // one and waits for a block, comes on. It ends, and the kernel watches nothing any more, when everything is there.
@@ -16,6 +17,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <expected>
 #include <functional>
 #include <memory>
@@ -39,9 +41,11 @@ public:
   virtual ~MemoryOrigin() = default;
   // Whether [offset, offset + bytes) is nothing but zeros, as far as that is known without reading it.
   [[nodiscard]] virtual bool is_zero(uint64_t offset, uint64_t bytes) const = 0;
-  // What belongs at `offset`, all of `to`: checked there, so that what is used is what was checked.
+  // What belongs at `offset`, all of `to`: checked there, so that what is used is what was checked. Where `to` is
+  // all `zeros` already, pages of zeros need not be touched.
   // CONTEXT: several threads at once; waits for no stop and touches none of the memory.
-  [[nodiscard]] virtual std::expected<void, Error> read(uint64_t offset, std::span<std::byte> to) const = 0;
+  [[nodiscard]] virtual std::expected<void, Error> read(uint64_t offset, std::span<std::byte> to,
+                                                        bool zeros) const = 0;
 };
 
 struct AbsentOptions {
@@ -64,8 +68,9 @@ public:
   AbsentMemory& operator=(const AbsentMemory&) = delete;
 
   // CONTEXT, these two: any thread; blocks while content is read. RETURNS: the origin's errors, "was cancelled".
-  // Brings in the block at `offset`, for who would rather have an error than wait for ever.
-  [[nodiscard]] std::expected<void, Error> bring(uint64_t offset);
+  // Brings in the pages at `offsets`, their blocks checked, for who would rather have an error than wait for ever.
+  // The rest of a block comes with a touch of it, or at once where that costs no more (zeros, huge pages).
+  [[nodiscard]] std::expected<void, Error> bring(std::vector<uint64_t> offsets);
   // Brings in all that is not there yet, by address. Nobody needs to wait for anything after it, and others may
   // watch the memory. One that was cancelled may be called again.
   [[nodiscard]] std::expected<void, Error> bring_all(std::stop_token stop, Progress* progress = nullptr);
@@ -79,19 +84,33 @@ public:
   [[nodiscard]] uint64_t touched_blocks() const; // that somebody waited for
 
 private:
+  static constexpr uint64_t kHugePageBytes = 2 << 20;
   enum class State : uint8_t { kAbsent, kBusy, kPresent, kBad };
-  using Buffer = std::vector<std::byte>;
+  // Room for a block, all of it touched: the kernel copies from pages that are not there much slower.
+  struct Buffer {
+    explicit Buffer(uint64_t size) : bytes(size) {}
+    std::vector<std::byte> bytes;
+    bool zeros = true; // nothing was read into it yet
+  };
 
   AbsentMemory(std::span<std::byte> memory, std::unique_ptr<MemoryOrigin> origin, AbsentOptions options,
                Userfault userfault, UniqueFd wake);
-  // Where `first` is given its page comes before all others.
+  enum class For { kToucher, kAsker }; // the first by the serving thread alone
+  // A block is the caller's alone from begin_block() to end_block(). RETURNS: false where nothing is to be done.
+  [[nodiscard]] bool begin_block(size_t number, For whom);
+  void end_block(size_t number, State state);
+  // Where `first` is given somebody waits for its page, which comes before all others.
   [[nodiscard]] std::expected<void, Error> bring_block(size_t number, Buffer& buffer, const std::byte* first);
+  [[nodiscard]] std::expected<void, Error> bring_pages(size_t number, std::span<const uint64_t> offsets);
+  [[nodiscard]] std::expected<void, Error> fetch_pages(size_t number, std::span<const uint64_t> offsets);
   [[nodiscard]] std::expected<void, Error> fetch(size_t number, Buffer& buffer, const std::byte* first);
   [[nodiscard]] bool put_zeros(size_t number);
+  [[nodiscard]] bool has_small_pages() const noexcept { return options_.block_bytes < kHugePageBytes; }
   [[nodiscard]] bool claim_release(size_t number); // under lock_
-  [[nodiscard]] int place(std::span<std::byte> block, const std::byte* content,
-                          const std::byte* first) const noexcept;
-  void end_watch() noexcept; // under lock_, nothing busy
+  [[nodiscard]] int place_in_pieces(std::span<std::byte> block, const std::byte* content, const std::byte* first);
+  [[nodiscard]] int place_touched(std::span<std::byte> block, const std::byte* content);
+  [[nodiscard]] int hear_touches(); // into touches_; RETURNS: 0 or an errno value
+  void end_watch() noexcept;        // under lock_, nothing busy
   void serve() noexcept;
   void fail(const Error& error) const;
   [[nodiscard]] std::span<std::byte> block(size_t number) const noexcept;
@@ -116,6 +135,7 @@ private:
   bool over_ = false;
   bool forgotten_ = false;
 
+  std::deque<const std::byte*> touches_; // of which the serving thread was told; its own
   std::thread server_;
 };
 

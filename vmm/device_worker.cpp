@@ -46,8 +46,11 @@ std::expected<void, Error> DeviceWorker::start() {
   } catch (const std::system_error& error) {
     return std::unexpected(Error{"start VM", "worker " + name_, error.code().message(), Status::kFailed});
   }
-  runs_.wait(0, std::memory_order_acquire); // pairs with run(): from here on it has a number, and can be lifted
   return {};
+}
+
+void DeviceWorker::await_start() const noexcept {
+  runs_.wait(0, std::memory_order_acquire); // pairs with run(): from here on it has a number
 }
 
 // A machine that was saved may have jobs before it has run: they are not done before a hold that it is started
@@ -76,7 +79,7 @@ void DeviceWorker::run() noexcept {
   ::pthread_setname_np(::pthread_self(), name_.c_str());
   around_.machine.bind_thread(participant_);
   priority_.adopt_this_thread();
-  runs_.store(1, std::memory_order_release); // pairs with start()
+  runs_.store(1, std::memory_order_release); // pairs with await_start()
   runs_.notify_all();
 
   loop();

@@ -43,8 +43,10 @@ public:
   DeviceWorker& operator=(const DeviceWorker&) = delete;
 
   // Makes the thread. The caller makes it take part by machine.unpark(), before it can have a job.
-  // CONTEXT: once; blocks shortly. RETURNS: kFailed where the host has no more threads.
+  // CONTEXT: once; does not wait for the thread. RETURNS: kFailed where the host has no more threads.
   [[nodiscard]] std::expected<void, Error> start();
+  // Returns once it can be kicked, and lifted. CONTEXT: after start(), before unpark(); blocks shortly.
+  void await_start() const noexcept;
   // It does no job before. CONTEXT: any thread, once the hold is there that the VM is started with; does not block.
   void open_gate() noexcept;
   // CONTEXT: not the worker; blocks until the thread has left, which it does when the VM ends.

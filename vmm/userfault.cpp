@@ -13,6 +13,8 @@
 #include <string>
 #include <utility>
 
+#include "vmm/guest_memory.h"
+
 namespace stopvisor::vmm {
 namespace {
 
@@ -90,14 +92,14 @@ int Userfault::fill(std::span<std::byte> memory, const std::byte* from) const no
                     .len = memory.size(),
                     .mode = 0,
                     .copy = 0};
-  while (::ioctl(fd_.get(), UFFDIO_COPY, &order) != 0) {
-    if (errno != EAGAIN && errno != EINTR) // EAGAIN: the process' mappings were changing, or it did a part
+  while (order.len > 0 && ::ioctl(fd_.get(), UFFDIO_COPY, &order) != 0) {
+    // EAGAIN: the process' mappings were changing, or it did a part; EEXIST: of the first page
+    if (errno != EAGAIN && errno != EINTR && errno != EEXIST)
       return errno;
-    if (order.copy > 0) {
-      order.dst += static_cast<uint64_t>(order.copy);
-      order.src += static_cast<uint64_t>(order.copy);
-      order.len -= static_cast<uint64_t>(order.copy);
-    }
+    const uint64_t done = errno == EEXIST ? kPageBytes : static_cast<uint64_t>(std::max<int64_t>(order.copy, 0));
+    order.dst += done;
+    order.src += done;
+    order.len -= done;
     order.copy = 0;
   }
   return 0;

@@ -54,15 +54,19 @@ std::expected<void, Error> VcpuThread::start() {
     return std::unexpected(
         Error{"start VM", "vCPU " + std::to_string(cpu_), error.code().message(), Status::kFailed});
   }
-  // acquire: pairs with run(). From here on a kick finds the thread; works are queued only after this (unpark), so
-  // that there is no work whose kick went nowhere.
-  stage_.wait(kNotStarted, std::memory_order_acquire);
   return {};
+}
+
+// acquire: pairs with run(). From here on a kick finds the thread; works are queued only after this (unpark), so
+// that there is no work whose kick went nowhere.
+void VcpuThread::await_start() const noexcept {
+  stage_.wait(kNotStarted, std::memory_order_acquire);
 }
 
 void VcpuThread::join() {
   if (!thread_.joinable())
     return;
+  await_start(); // where a start failed half way nobody did
   // A kick cannot be lost by the protocol, but a host may lose a signal (a debugger that swallows it). The stopper
   // kicks again for its works; here we do for the end of the VM.
   constexpr std::chrono::milliseconds kKickAgain{20};
@@ -119,7 +123,7 @@ void VcpuThread::run() noexcept {
   around_.machine.bind_thread(cpu_);
   accept_kicks(&vcpu_.run());
   priority_.adopt_this_thread();
-  stage_.store(kRuns, std::memory_order_release); // pairs with start()
+  stage_.store(kRuns, std::memory_order_release); // pairs with await_start()
   stage_.notify_all();
 
   loop();

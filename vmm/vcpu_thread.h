@@ -46,10 +46,12 @@ public:
   VcpuThread(const VcpuThread&) = delete;
   VcpuThread& operator=(const VcpuThread&) = delete;
 
-  // Makes the thread, and returns once it can be kicked. It runs no guest code before open_gate(), but takes part
-  // in stops. CONTEXT: once (start_offline(): again after end_offline()); blocks shortly.
+  // Makes the thread. It runs no guest code before open_gate(), but takes part in stops.
+  // CONTEXT: once (start_offline(): again after end_offline()); does not wait for the thread.
   // RETURNS: kFailed where the host has no more threads.
   [[nodiscard]] std::expected<void, Error> start();
+  // Returns once it can be kicked. CONTEXT: after start() or start_offline(), and before any work; blocks shortly.
+  void await_start() const noexcept;
   // The same of a vCPU that is offline: its stopper is parked, and it runs no guest code before come_online().
   [[nodiscard]] std::expected<void, Error> start_offline();
   // Ends and joins a thread that is offline. CONTEXT: as come_online().

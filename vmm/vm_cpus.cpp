@@ -182,6 +182,7 @@ std::expected<uint32_t, Error> Vm::add_cpu(std::chrono::steady_clock::time_point
   }
   if (auto started = next->thread.start_offline(); !started)
     return std::unexpected(started.error());
+  next->thread.await_start();
   auto online = parts.bring_online(kOperation, cpu, *next, deadline);
   if (online)
     return cpu;

@@ -68,7 +68,7 @@ struct Vm::Parts final : private stopper::Kick {
   [[nodiscard]] std::expected<Instant*, Error> note_instant();
   [[nodiscard]] std::expected<void, Error> save_vcpu(uint32_t cpu, Instant& at, std::vector<StateSection>& to);
   [[nodiscard]] std::expected<void, Error> restore_machine(class StateSections& from);
-  [[nodiscard]] std::expected<void, Error> bring_places_of_kvm(const struct VcpuValues& values);
+  [[nodiscard]] std::expected<void, Error> bring_places_of_kvm(std::span<const struct VcpuValues> all);
   [[nodiscard]] std::expected<void, Error> restore_vcpus(class StateSections& from,
                                                          class WallClockPage& wall_clock);
   [[nodiscard]] std::expected<void, Error> restore_devices(class StateSections& from);

@@ -61,17 +61,18 @@ std::expected<void, Error> Vm::Parts::restore_devices(StateSections& from) {
 }
 
 // Who waits for a page inside KVM cannot be told that it is bad: so it is asked for first. CONTEXT: before KVM is
-// given `values`.
-std::expected<void, Error> Vm::Parts::bring_places_of_kvm(const VcpuValues& values) {
+// given them.
+std::expected<void, Error> Vm::Parts::bring_places_of_kvm(std::span<const VcpuValues> all) {
   if (!absent)
     return {};
   const std::byte* const origin = memory.slots().front().host; // one mapping, see there
-  for (const KvmPlace& place : kvm_places_of(values))
-    for (const uint64_t gpa : {place.begin.value, place.begin.value + place.bytes - 1})
-      if (const auto at = memory.range(Gpa{gpa}, 1); !at.empty())
-        if (auto done = absent->bring(static_cast<uint64_t>(at.data() - origin)); !done)
-          return done;
-  return {};
+  std::vector<uint64_t> offsets;
+  for (const VcpuValues& values : all)
+    for (const KvmPlace& place : kvm_places_of(values))
+      for (const uint64_t gpa : {place.begin.value, place.begin.value + place.bytes - 1})
+        if (const auto at = memory.range(Gpa{gpa}, 1); !at.empty())
+          offsets.push_back(static_cast<uint64_t>(at.data() - origin));
+  return absent->bring(std::move(offsets));
 }
 
 // CONTEXT: interrupt controllers are restored.
@@ -83,8 +84,6 @@ std::expected<void, Error> Vm::Parts::restore_vcpus(StateSections& from, WallClo
       return std::unexpected(values.error());
     if (auto fits = check_cpu_features(values->cpuid, vcpus[cpu].initial.cpuid()); !fits)
       return fits;
-    if (auto done = bring_places_of_kvm(*values); !done)
-      return done;
     bool online = false;
     if (auto done = from.take(StateKind::kVcpuActivity, kStateVersion, cpu,
                               [&](StateReader& in) { online = in.get_flag(); });
@@ -96,6 +95,8 @@ std::expected<void, Error> Vm::Parts::restore_vcpus(StateSections& from, WallClo
       starts_offline.set(cpu);
     all.push_back(std::move(*values));
   }
+  if (auto done = bring_places_of_kvm(all); !done)
+    return done;
   wall_clock = WallClockPage(all[0].msrs, memory); // before KVM writes to it
   // Frequency, then value, of all of them at one instant; then what is reckoned in it (the deadline, an MSR).
   KvmTscAccess first(vcpus[0].thread.vcpu());

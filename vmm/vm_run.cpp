@@ -31,6 +31,11 @@ std::expected<void, Error> Vm::Parts::start() {
   }
   if (auto made = start_console(); !made)
     return made;
+  // Together: each takes a while to come up.
+  for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
+    vcpus[cpu].thread.await_start();
+  for (const auto& worker : workers)
+    worker->await_start();
   // Every thread exists and can be kicked: from here on they take part in stops. They wait at their gates, so that
   // a hold taken now comes before the first guest instruction.
   for (const auto& worker : workers)

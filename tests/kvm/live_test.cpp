@@ -119,7 +119,7 @@ protected:
     }
   }
   void go_on_from_it(std::unique_ptr<Vm>& vm) {
-    const auto restoration = snapshot::Restoration::open({.directory = place(), .key = {}});
+    auto restoration = snapshot::Restoration::open({.directory = place(), .key = {}});
     ASSERT_TRUE(restoration.has_value()) << restoration.error().message();
     auto next = make(restoration->config());
     ASSERT_NE(next, nullptr);

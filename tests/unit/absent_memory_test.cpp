@@ -48,7 +48,8 @@ public:
   [[nodiscard]] bool is_zero(uint64_t offset, uint64_t bytes) const override {
     return offset / kBlock == kZeroBlock && bytes <= kBlock;
   }
-  [[nodiscard]] std::expected<void, Error> read(uint64_t offset, std::span<std::byte> to) const override {
+  [[nodiscard]] std::expected<void, Error> read(uint64_t offset, std::span<std::byte> to,
+                                                bool /*zeros*/) const override {
     control_.reads.fetch_add(1, std::memory_order_relaxed);
     for (uint64_t at = 0; at < to.size(); at += 8) {
       const uint64_t word = word_at(offset + at);
@@ -66,6 +67,16 @@ public:
 private:
   Control& control_;
 };
+
+// Until that thread of ours sleeps, in the kernel's fault handler or in whatever else it does.
+void await_sleep(const std::atomic<pid_t>& thread) {
+  for (char state = 'R'; state == 'R'; std::this_thread::yield()) {
+    std::ifstream file("/proc/self/task/" + std::to_string(thread.load()) + "/stat");
+    std::string text;
+    if (std::getline(file, text))
+      state = text[text.rfind(')') + 2];
+  }
+}
 
 class Absent : public ::testing::TestWithParam<MemoryBacking> {
 protected:
@@ -129,6 +140,45 @@ TEST_P(Absent, EveryWayToTouchSeesIt) {
   EXPECT_EQ(got, word_at(at));
   ::close(pipe[0]);
   ::close(pipe[1]);
+}
+
+TEST_P(Absent, PagesThatAreAskedForComeFirstAndKeepWhatTheyAreGiven) {
+  begin();
+  const uint64_t one = kBlock + 5 * kPageBytes;
+  const uint64_t other = kBlock + 250 * kPageBytes;
+  const uint64_t far = 4 * kBlock + 7 * kPageBytes;
+  ASSERT_TRUE(absent_->bring({far, other + 9, one, one + 8}).has_value());
+  std::memset(bytes().data() + other, 0xee, kPageBytes); // by KVM, say, before the rest of the block comes
+  EXPECT_EQ(word(one), word_at(one));
+  EXPECT_EQ(word(far), word_at(far));
+  EXPECT_EQ(absent_->touched_blocks(), 0U);
+  EXPECT_EQ(control_.reads.load(), 2U) << "a block is read once, whatever is wanted of it";
+  EXPECT_EQ(word(kBlock + 8 * kPageBytes), word_at(kBlock + 8 * kPageBytes));
+  ASSERT_TRUE(absent_->bring_all({}).has_value());
+  EXPECT_EQ(word(other + 8), 0xeeee'eeee'eeee'eeeeU);
+  for (uint64_t at = 0; at < bytes().size(); at += 8) {
+    if (at / kPageBytes != other / kPageBytes) {
+      ASSERT_EQ(word(at), word_at(at)) << at;
+    }
+  }
+}
+
+// The serving thread finds the block busy and leaves who touched it to whoever is: who brings in another page.
+TEST_P(Absent, WhoTouchesABlockOfWhichAPageIsBroughtInComesOn) {
+  begin();
+  control_.hold = true;
+  std::thread asker([&] { EXPECT_TRUE(absent_->bring({kBlock}).has_value()); });
+  control_.reached.acquire();
+  std::atomic<pid_t> touches{0};
+  std::thread toucher([&] {
+    touches = ::gettid();
+    EXPECT_EQ(word(kBlock + 100 * kPageBytes), word_at(kBlock + 100 * kPageBytes));
+  });
+  await_sleep(touches);
+  control_.go.release();
+  asker.join();
+  toucher.join();
+  expect_all_good();
 }
 
 TEST_P(Absent, AllOfItIsThereWhenBringAllReturns) {
@@ -218,7 +268,7 @@ TEST_P(Absent, ForgettingWaitsForWhatIsBeingRead) {
 TEST_P(Absent, WhoAsksForABadBlockIsToldAndTheOthersAreGood) {
   control_.bad_block = GetParam() == MemoryBacking::kHugetlb ? 4 : 3;
   begin();
-  const auto done = absent_->bring(control_.bad_block * kBlock + 77);
+  const auto done = absent_->bring({control_.bad_block * kBlock + 77});
   ASSERT_FALSE(done.has_value());
   EXPECT_EQ(done.error().message(), "restore: file: block is bad");
   EXPECT_FALSE(absent_->bring_all({}).has_value());
@@ -232,7 +282,8 @@ public:
   [[nodiscard]] bool is_zero(uint64_t offset, uint64_t /*bytes*/) const override {
     return offset / kPageBytes % 2 == 0;
   }
-  [[nodiscard]] std::expected<void, Error> read(uint64_t offset, std::span<std::byte> to) const override {
+  [[nodiscard]] std::expected<void, Error> read(uint64_t offset, std::span<std::byte> to,
+                                                bool /*zeros*/) const override {
     std::ranges::fill(to, is_zero(offset, 1) ? std::byte(0) : std::byte(1));
     return {};
   }
@@ -263,7 +314,7 @@ TEST(AbsentStripes, LeaveMappingsForOthers) {
     auto absent = AbsentMemory::begin(all, std::make_unique<Striped>(), {.block_bytes = kPageBytes, .failed = {}});
     ASSERT_TRUE(absent.has_value()) << absent.error().message();
     for (uint64_t page = 0; page < kPages; page += 2)
-      ASSERT_TRUE((*absent)->bring(page * kPageBytes).has_value()) << page;
+      ASSERT_TRUE((*absent)->bring({page * kPageBytes}).has_value()) << page;
     EXPECT_LE(mappings(all), 17'000U);
     for (uint64_t page = kPages - 1000; page < kPages; ++page)
       ASSERT_EQ(all[page * kPageBytes], std::byte(page % 2)) << page;

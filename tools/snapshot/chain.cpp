@@ -62,20 +62,33 @@ std::expected<void, vmm::Error> Chain::add(const std::string& directory, const O
   return {};
 }
 
-std::expected<Chain, vmm::Error> Chain::open(const std::string& directory, const OpenOptions& options) {
-  Chain chain;
-  std::string next = directory;
-  do {
-    if (auto added = chain.add(next, options); !added) {
-      if (!chain.members_.empty() && added.error().status == vmm::Status::kFailed)
-        added.error().reason += ", of the parent of " + chain.members_.back().directory();
-      return std::unexpected(std::move(added.error()));
+std::expected<void, vmm::Error> Chain::add_parents(const OpenOptions& options) {
+  while (const auto& parent = members_.back().manifest().parent) {
+    const std::string child = members_.back().directory();
+    const auto place = (std::filesystem::path(child) / parent->place).lexically_normal();
+    if (auto added = add(place.string(), options); !added) {
+      if (added.error().status == vmm::Status::kFailed)
+        added.error().reason += ", of the parent of " + child;
+      return added;
     }
-    const Snapshot& member = chain.members_.back();
-    next.clear();
-    if (const auto& parent = member.manifest().parent)
-      next = (std::filesystem::path(member.directory()) / parent->place).lexically_normal().string();
-  } while (!next.empty());
+  }
+  return {};
+}
+
+std::expected<Chain, vmm::Error> Chain::open(const std::string& directory, const OpenOptions& options) {
+  auto newest = Snapshot::describe(directory, options);
+  if (!newest)
+    return std::unexpected(std::move(newest.error()));
+  return open(*std::move(newest), options);
+}
+
+std::expected<Chain, vmm::Error> Chain::open(Snapshot newest, const OpenOptions& options) {
+  if (auto opened = newest.open_contents(); !opened)
+    return std::unexpected(std::move(opened.error()));
+  Chain chain;
+  chain.members_.push_back(std::move(newest));
+  if (auto whole = chain.add_parents(options); !whole)
+    return std::unexpected(std::move(whole.error()));
   return chain;
 }
 

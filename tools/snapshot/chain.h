@@ -21,6 +21,8 @@ public:
   // has other memory, or there are too many.
   [[nodiscard]] static std::expected<Chain, vmm::Error> open(const std::string& directory,
                                                              const OpenOptions& options);
+  // The same of a newest one that was described. CONTEXT: as Snapshot::open_contents().
+  [[nodiscard]] static std::expected<Chain, vmm::Error> open(Snapshot newest, const OpenOptions& options);
   // The same with the members given: the newest first, the full one last.
   [[nodiscard]] static std::expected<Chain, vmm::Error> open(const std::vector<std::string>& directories,
                                                              const OpenOptions& options);
@@ -30,10 +32,10 @@ public:
   [[nodiscard]] const std::vector<Region>& regions() const noexcept { return newest().manifest().regions; }
 
   // One extent of the guest's memory, every page checked where it is now. `extent` has kExtentBytes; of pages that
-  // are of no region nothing is said.
-  [[nodiscard]] std::expected<void, vmm::Error> read_extent(uint64_t number, std::span<std::byte> extent) const {
-    return read_extent(number, extent, ~PageSet{});
-  }
+  // are of no region nothing is said. `stale`: pages of it that may be anything now; the others are zeros, and are
+  // not touched where they are to be.
+  [[nodiscard]] std::expected<void, vmm::Error> read_extent(uint64_t number, std::span<std::byte> extent,
+                                                            PageSet stale = ~PageSet{}) const;
 
   // Whether the memory file can be mapped as it is: one full, raw snapshot.
   [[nodiscard]] bool mappable() const noexcept;
@@ -50,9 +52,7 @@ public:
 private:
   Chain() = default;
   [[nodiscard]] std::expected<void, vmm::Error> add(const std::string& directory, const OpenOptions& options);
-  // `stale`: pages of `extent` that may be anything now; the others are zeros.
-  [[nodiscard]] std::expected<void, vmm::Error> read_extent(uint64_t number, std::span<std::byte> extent,
-                                                            PageSet stale) const;
+  [[nodiscard]] std::expected<void, vmm::Error> add_parents(const OpenOptions& options);
 
   std::vector<Snapshot> members_;
 };

@@ -34,13 +34,14 @@ bool ChainOrigin::is_zero(uint64_t offset, uint64_t bytes) const {
   return true;
 }
 
-std::expected<void, vmm::Error> ChainOrigin::read(uint64_t offset, std::span<std::byte> to) const {
+std::expected<void, vmm::Error> ChainOrigin::read(uint64_t offset, std::span<std::byte> to, bool zeros) const {
   while (!to.empty()) {
     const auto place = place_of(offset);
     if (!place || *place % kExtentBytes != 0)
       return std::unexpected(chain_.newest().error("", "has no memory for this machine"));
     const size_t size = std::min<size_t>(to.size(), kExtentBytes);
-    if (auto read = chain_.read_extent(*place / kExtentBytes, to.first(size)); !read)
+    if (auto read = chain_.read_extent(*place / kExtentBytes, to.first(size), zeros ? PageSet{} : ~PageSet{});
+        !read)
       return read;
     to = to.subspan(size);
     offset += size;

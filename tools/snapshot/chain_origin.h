@@ -16,7 +16,8 @@ public:
   explicit ChainOrigin(const Chain& chain) : chain_(chain) {}
 
   [[nodiscard]] bool is_zero(uint64_t offset, uint64_t bytes) const override;
-  [[nodiscard]] std::expected<void, vmm::Error> read(uint64_t offset, std::span<std::byte> to) const override;
+  [[nodiscard]] std::expected<void, vmm::Error> read(uint64_t offset, std::span<std::byte> to,
+                                                     bool zeros) const override;
 
 private:
   // Where it is in the memory file. RETURNS: nothing behind the last region.

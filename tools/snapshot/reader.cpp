@@ -104,7 +104,7 @@ std::expected<void, vmm::Error> Snapshot::open_seal() {
   return {};
 }
 
-std::expected<void, vmm::Error> Snapshot::open_parts() {
+std::expected<void, vmm::Error> Snapshot::open_machine() {
   auto machine = read_summed(kMachineName, Label::kMachine, manifest_.machine);
   if (!machine)
     return std::unexpected(std::move(machine.error()));
@@ -116,6 +116,10 @@ std::expected<void, vmm::Error> Snapshot::open_parts() {
   if (!sections)
     return std::unexpected(std::move(sections.error()));
   state_ = *std::move(sections);
+  return {};
+}
+
+std::expected<void, vmm::Error> Snapshot::open_index() {
   const auto index = read_summed(kIndexName, Label::kIndex, manifest_.index);
   if (!index)
     return std::unexpected(index.error());
@@ -161,19 +165,33 @@ std::expected<void, vmm::Error> Snapshot::open_disks() {
   return {};
 }
 
-std::expected<Snapshot, vmm::Error> Snapshot::open(const std::string& directory, const OpenOptions& options) {
+std::expected<Snapshot, vmm::Error> Snapshot::describe(const std::string& directory, const OpenOptions& options) {
   Snapshot snapshot(directory, options);
   auto opened = snapshot.open_seal();
   if (opened)
-    opened = snapshot.open_parts();
-  if (opened)
-    opened = snapshot.open_disks();
+    opened = snapshot.open_machine();
   if (!opened)
     return std::unexpected(std::move(opened.error()));
-  auto memory = snapshot.open_large(file_name_of(snapshot.manifest_.encoding), snapshot.manifest_.file_bytes);
+  return snapshot;
+}
+
+std::expected<void, vmm::Error> Snapshot::open_contents() {
+  if (auto opened = open_index(); !opened)
+    return opened;
+  if (auto opened = open_disks(); !opened)
+    return opened;
+  auto memory = open_large(file_name_of(manifest_.encoding), manifest_.file_bytes);
   if (!memory)
     return std::unexpected(std::move(memory.error()));
-  snapshot.memory_ = *std::move(memory);
+  memory_ = *std::move(memory);
+  return {};
+}
+
+std::expected<Snapshot, vmm::Error> Snapshot::open(const std::string& directory, const OpenOptions& options) {
+  auto snapshot = describe(directory, options);
+  if (snapshot)
+    if (auto opened = snapshot->open_contents(); !opened)
+      return std::unexpected(std::move(opened.error()));
   return snapshot;
 }
 

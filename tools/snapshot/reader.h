@@ -33,6 +33,11 @@ public:
   // where it is not the one that is expected.
   [[nodiscard]] static std::expected<Snapshot, vmm::Error> open(const std::string& directory,
                                                                 const OpenOptions& options);
+  // The same in two steps: what it is of first (the seal, the manifest, the machine and the state), whose size is
+  // not that of the memory; then the rest of it. CONTEXT of the second: once, after the first; one thread.
+  [[nodiscard]] static std::expected<Snapshot, vmm::Error> describe(const std::string& directory,
+                                                                    const OpenOptions& options);
+  [[nodiscard]] std::expected<void, vmm::Error> open_contents();
 
   [[nodiscard]] const std::string& directory() const noexcept { return directory_; }
   [[nodiscard]] const Manifest& manifest() const noexcept { return manifest_; }
@@ -74,7 +79,8 @@ private:
   [[nodiscard]] std::expected<std::vector<std::byte>, vmm::Error> read_summed(const std::string& name, Label label,
                                                                               const FileSum& sum) const;
   [[nodiscard]] std::expected<void, vmm::Error> open_seal();
-  [[nodiscard]] std::expected<void, vmm::Error> open_parts();
+  [[nodiscard]] std::expected<void, vmm::Error> open_machine();
+  [[nodiscard]] std::expected<void, vmm::Error> open_index();
   // A large file, of that length.
   [[nodiscard]] std::expected<vmm::UniqueFd, vmm::Error> open_large(const std::string& name, uint64_t bytes) const;
   [[nodiscard]] std::expected<void, vmm::Error> open_disks();

@@ -43,75 +43,101 @@ std::expected<vmm::VmConfig, vmm::Error> config_of(const Snapshot& snapshot) {
   return config;
 }
 
+OpenOptions open_options(const RestoreOptions& options) {
+  return {.operation = kOperation, .key = options.key ? &*options.key : nullptr, .expected = options.expected};
+}
+
 } // namespace
 
 std::expected<Restoration, vmm::Error> Restoration::open(const RestoreOptions& options) {
   auto kept = std::make_unique<RestoreOptions>(options);
-  const std::optional<Key>& key = kept->key;
-  auto chain = Chain::open(kept->directory,
-                           {.operation = kOperation, .key = key ? &*key : nullptr, .expected = kept->expected});
-  if (!chain)
-    return std::unexpected(std::move(chain.error()));
+  auto newest = Snapshot::describe(kept->directory, open_options(*kept));
+  if (!newest)
+    return std::unexpected(std::move(newest.error()));
+  const Manifest& manifest = newest->manifest();
   if (kept->share && kept->key)
     return std::unexpected(refused(kept->directory, "is sealed with a key, and the pages of a file that is shared "
                                                     "follow the file after they were checked"));
-  if (kept->share && !chain->mappable())
+  if (kept->share && (manifest.parent || manifest.encoding != Encoding::kRaw))
     return std::unexpected(refused(kept->directory,
                                    "is compressed or incremental: its memory is no file that could "
                                    "be shared ('snapshot chain merge' makes one)"));
-  auto config = config_of(chain->newest());
+  auto config = config_of(*newest);
   if (!config)
     return std::unexpected(std::move(config.error()));
-  if (auto chosen = choose_disks(kOperation, chain->newest(), kept->disks, *config); !chosen)
+  if (auto chosen = choose_disks(kOperation, *newest, kept->disks, *config); !chosen)
     return std::unexpected(std::move(chosen.error()));
   config->backing = kept->share ? vmm::MemoryBacking::kAnonymous : kept->backing.value_or(config->backing);
-  return Restoration(std::move(kept), *std::move(chain), *std::move(config));
+  return Restoration(std::move(kept), *std::move(newest), *std::move(config));
 }
 
-std::expected<void, vmm::Error> Restoration::place_disks(PlacedDisks& placed, const std::stop_token& stop) const {
-  return snapshot::place_disks(kOperation, chain_.newest(), options_->disks, placed, stop);
+void Restoration::read_on() {
+  const auto read = [newest = std::make_shared<Snapshot>(std::move(newest_)), options = open_options(*options_)] {
+    return Chain::open(std::move(*newest), options);
+  };
+  reading_ = std::async(std::launch::async | std::launch::deferred, read); // when it is asked for, without threads
+}
+
+const std::expected<Chain, vmm::Error>& Restoration::chain() {
+  if (!chain_)
+    chain_ = std::make_unique<std::expected<Chain, vmm::Error>>(
+        reading_.valid() ? reading_.get() : Chain::open(std::move(newest_), open_options(*options_)));
+  return *chain_;
+}
+
+std::expected<void, vmm::Error> Restoration::place_disks(PlacedDisks& placed, const std::stop_token& stop) {
+  if (!has_images_)
+    return {};
+  const auto& all = chain();
+  if (!all)
+    return std::unexpected(all.error());
+  return snapshot::place_disks(kOperation, all->newest(), options_->disks, placed, stop);
 }
 
 std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed,
-                                                  const std::stop_token& stop) const {
-  if (auto fine = check_disks(kOperation, chain_.newest(), options_->disks, vm); !fine)
+                                                  const std::stop_token& stop) {
+  const auto& all = chain();
+  if (!all)
+    return std::unexpected(all.error());
+  if (auto fine = check_disks(kOperation, all->newest(), options_->disks, vm); !fine)
     return fine;
   const auto slots = vm.memory().slots();
-  const std::vector<Region>& regions = chain_.regions();
+  const std::vector<Region>& regions = all->regions();
   const bool alike = std::ranges::equal(slots, regions, [](const vmm::MemorySlot& slot, const Region& region) {
     return slot.base.value == region.gpa && slot.size_bytes == region.bytes;
   });
   if (!alike)
     return std::unexpected(refused(options_->directory, "its memory lies elsewhere than machine.dtb has it"));
-  if (auto done = put_memory(vm, std::move(failed), stop); !done)
+  if (auto done = put_memory(*all, vm, std::move(failed), stop); !done)
     return done;
-  auto done = vm.restore_state(chain_.newest().state(), {.wall_clock = options_->wall_clock});
+  auto done = vm.restore_state(all->newest().state(), {.wall_clock = options_->wall_clock});
   if (!done && !done.error().object.starts_with(options_->directory)) // of a file of it
     done.error().object = options_->directory + (done.error().object.empty() ? "" : ": " + done.error().object);
   return done;
 }
 
-std::expected<void, vmm::Error> Restoration::put_memory(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed,
+std::expected<void, vmm::Error> Restoration::put_memory(const Chain& chain, vmm::Vm& vm,
+                                                        std::function<void(const vmm::Error&)> failed,
                                                         const std::stop_token& stop) const {
   if (options_->verify == Verify::kTouch) {
-    if (auto taken = vm.take_memory_from(std::make_unique<ChainOrigin>(chain_), std::move(failed)); !taken)
+    if (auto taken = vm.take_memory_from(std::make_unique<ChainOrigin>(chain), std::move(failed)); !taken)
       return taken;
     // Written below, by this thread: an error is better than an end.
-    return vm.absent_memory()->bring(vmm::acpi::kGenerationIdGpa);
+    return vm.absent_memory()->bring({vmm::acpi::kGenerationIdGpa});
   }
   const Work how{kOperation, options_->directory, 0, stop};
   if (options_->share) {
-    if (auto verified = chain_.verify(how); !verified)
+    if (auto verified = chain.verify(how); !verified)
       return verified;
     std::vector<uint64_t> offsets;
-    for (const Region& region : chain_.regions())
+    for (const Region& region : chain.regions())
       offsets.push_back(region.offset);
-    return vm.map_memory(chain_.newest().memory_fd(), offsets);
+    return vm.map_memory(chain.newest().memory_fd(), offsets);
   }
   std::vector<std::span<std::byte>> to;
   for (const vmm::MemorySlot& slot : vm.memory().slots())
     to.emplace_back(slot.host, slot.size_bytes);
-  return chain_.read_memory(to, how);
+  return chain.read_memory(to, how);
 }
 
 } // namespace stopvisor::snapshot

@@ -2,8 +2,10 @@
 // A snapshot as a machine that goes on where it was.
 #pragma once
 
+#include <algorithm>
 #include <expected>
 #include <functional>
+#include <future>
 #include <memory>
 #include <optional>
 #include <span>
@@ -33,38 +35,49 @@ struct RestoreOptions {
   vmm::WallClock wall_clock = vmm::WallClock::kResume;
 };
 
-// What is made into a machine. Movable; the options it was opened with live as long.
+// What is made into a machine. Movable until read_on(); the options it was opened with live as long.
+// CONTEXT: one thread.
 class Restoration {
 public:
-  // Opens the snapshot and all it stands on, and reads what machine it is of. Nothing of the memory yet.
-  // RETURNS: errors of Chain::open() and choose_disks(), and kRefused where the machine is none of ours.
+  // Opens the snapshot, and reads what machine it is of. Nothing of what it stands on yet, nor of the memory.
+  // RETURNS: errors of Snapshot::describe() and choose_disks(), and kRefused where the machine is none of ours.
   [[nodiscard]] static std::expected<Restoration, vmm::Error> open(const RestoreOptions& options);
 
   // The machine to create: bare; its name is the snapshot's VM's.
   [[nodiscard]] const vmm::VmConfig& config() const noexcept { return config_; }
   [[nodiscard]] const RestoreOptions& options() const noexcept { return *options_; }
-  // The state, with the sections that the Vm passes over, for their owners.
-  [[nodiscard]] std::span<const vmm::StateSection> state() const noexcept { return chain_.newest().state(); }
+  // Opens the rest of it, whose length is that of the memory, on a thread of its own while a machine is made: what
+  // is wrong with it is told by place_disks() or into(). Where this is not called, they do it themselves.
+  // CONTEXT: in the process that makes the machine.
+  void read_on();
   // Makes the images that are in the snapshot. CONTEXT: before a Vm is created from config(). RETURNS: as
-  // place_disks() has it.
-  [[nodiscard]] std::expected<void, vmm::Error> place_disks(PlacedDisks& placed,
-                                                            const std::stop_token& stop = {}) const;
+  // place_disks() has it, and errors of Chain::open().
+  [[nodiscard]] std::expected<void, vmm::Error> place_disks(PlacedDisks& placed, const std::stop_token& stop = {});
   // Disks are checked; memory, as the options have it; then the state. CONTEXT: once, before vm.start(); blocks.
   // `vm` was created from config(), perhaps with another name, serial port and start, and goes before this object.
   // `failed`: AbsentOptions::failed, for extents that are checked later. RETURNS: errors of the chain and of
   // Vm::restore_state(), "was cancelled" (kFailed); the VM is of no use then.
   [[nodiscard]] std::expected<void, vmm::Error>
-  into(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed = {}, const std::stop_token& stop = {}) const;
+  into(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed = {}, const std::stop_token& stop = {});
+  // The state, with the sections that the Vm passes over, for their owners. CONTEXT: after into().
+  [[nodiscard]] std::span<const vmm::StateSection> state() const noexcept { return (*chain_)->newest().state(); }
 
 private:
-  [[nodiscard]] std::expected<void, vmm::Error>
-  put_memory(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed, const std::stop_token& stop) const;
-  Restoration(std::unique_ptr<RestoreOptions> options, Chain chain, vmm::VmConfig config)
-      : options_(std::move(options)), chain_(std::move(chain)), config_(std::move(config)) {}
+  Restoration(std::unique_ptr<RestoreOptions> options, Snapshot newest, vmm::VmConfig config)
+      : options_(std::move(options)), newest_(std::move(newest)), config_(std::move(config)),
+        has_images_(std::ranges::any_of(newest_.manifest().disks,
+                                        [](const Disk& disk) { return disk.index.has_value(); })) {}
+  [[nodiscard]] const std::expected<Chain, vmm::Error>& chain(); // waits for it
+  [[nodiscard]] std::expected<void, vmm::Error> put_memory(const Chain& chain, vmm::Vm& vm,
+                                                           std::function<void(const vmm::Error&)> failed,
+                                                           const std::stop_token& stop) const;
 
   std::unique_ptr<RestoreOptions> options_; // its key is looked at by the chain
-  Chain chain_;
+  Snapshot newest_;                         // until it is the chain's
   vmm::VmConfig config_;
+  bool has_images_; // of disks
+  std::future<std::expected<Chain, vmm::Error>> reading_;
+  std::unique_ptr<std::expected<Chain, vmm::Error>> chain_; // once it was waited for
 };
 
 } // namespace stopvisor::snapshot

@@ -200,7 +200,7 @@ private:
     return *status;
   }
 
-  std::expected<int, Error> run_here(vmm::VmConfig config, bool json) const {
+  std::expected<int, Error> run_here(vmm::VmConfig config, bool json) {
     set_up_log();
     const bool has_terminal = config.serial == vmm::SerialTarget::kTerminal && ::isatty(STDIN_FILENO) == 1;
     const auto ended = run_vm(std::move(config), restoration(), [has_terminal](const vmm::ControlPlace& place) {
@@ -210,7 +210,7 @@ private:
     return finish(ended, json);
   }
 
-  std::expected<int, Error> run_detached(vmm::VmConfig config, bool json) const {
+  std::expected<int, Error> run_detached(vmm::VmConfig config, bool json) {
     const auto started = detach([&](Foreground& foreground) { return run_behind(std::move(config), foreground); });
     if (!started)
       return std::unexpected(started.error());
@@ -222,7 +222,7 @@ private:
   }
 
   // CONTEXT: the background process. RETURNS: its exit status.
-  int run_behind(vmm::VmConfig config, Foreground& foreground) const {
+  int run_behind(vmm::VmConfig config, Foreground& foreground) {
     set_up_log();
     std::string log;
     const auto ended = run_vm(std::move(config), restoration(), [&](const vmm::ControlPlace& place) {
@@ -234,9 +234,7 @@ private:
     return finish_behind(ended, log, foreground);
   }
 
-  [[nodiscard]] const snapshot::Restoration* restoration() const noexcept {
-    return restoration_ ? &*restoration_ : nullptr;
-  }
+  [[nodiscard]] snapshot::Restoration* restoration() noexcept { return restoration_ ? &*restoration_ : nullptr; }
 
   RunOptions options_;
   std::optional<snapshot::Restoration> restoration_; // with --restore

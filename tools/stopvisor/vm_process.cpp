@@ -76,12 +76,14 @@ std::string how_it_ended(const vmm::VmEnd& end) {
   return end.kind == vmm::EndKind::kMigrated ? "ended here; its guest goes on at " + end.message : "ended";
 }
 
-std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, const snapshot::Restoration* restoration,
+std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, snapshot::Restoration* restoration,
                                           const std::function<void(const vmm::ControlPlace&)>& ready) {
   snapshot::PlacedDisks disks; // until the guest has them
   EndingSignals signals([&disks] { disks.remove(); });
   if (auto watching = signals.watching(); !watching)
     return std::unexpected(watching.error());
+  if (restoration != nullptr)
+    restoration->read_on(); // its thread takes none of those signals
   auto place = config.name.empty() ? vmm::ControlPlace::claim_generated() : vmm::ControlPlace::claim(config.name);
   if (!place) {
     if (place.error().object.empty()) // the name is what is wrong, not the socket

@@ -32,7 +32,7 @@ struct VmProcessEnd {
 // SIGHUP and SIGQUIT stay blocked after it. RETURNS: kUsage for a bad configuration, kRefused where the name is
 // taken, kFailed for what the host refuses.
 [[nodiscard]] std::expected<VmProcessEnd, vmm::Error>
-run_vm(vmm::VmConfig config, const snapshot::Restoration* restoration,
+run_vm(vmm::VmConfig config, snapshot::Restoration* restoration,
        const std::function<void(const vmm::ControlPlace&)>& ready);
 
 } // namespace stopvisor::tools
