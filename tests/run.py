@@ -28,6 +28,7 @@ SUITES = ["unit", "kvm", "cli", "stress", "sched", "lab", "model"]
 NEEDS_KVM = ["kvm", "stress", "cli"]  # where the host has none they run in the lab, which is this much slower:
 LAB_SLOWNESS = 8
 QUICK_IN_LAB = ["lab-boot"]  # of the scenarios, what --quick runs
+LONG_IN_LAB = ["lab-migrate"]  # and what --long alone does
 SANITIZED = ["unit", "fuzz", "kvm", "cli", "sched", "stress"]  # fuzz is there only: libFuzzer is clang's
 # Under ThreadSanitizer: what runs without KVM, and what must be built for it.
 RACES = ["unit", "sched"]
@@ -225,6 +226,8 @@ class Run:
         tests = [test for test in json.loads(listing) if any(s.split(":")[-1] == suite for s in test["suite"])]
         if suite == "lab" and self.mode == "quick":
             tests = [test for test in tests if test["name"] in QUICK_IN_LAB]
+        if self.mode != "long":
+            tests = [test for test in tests if test["name"] not in LONG_IN_LAB]
         if self.late():
             self.skip(label)
             return

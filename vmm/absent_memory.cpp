@@ -63,6 +63,10 @@ std::span<std::byte> AbsentMemory::block(size_t number) const noexcept {
   return memory_.subspan(begin, std::min<uint64_t>(options_.block_bytes, memory_.size() - begin));
 }
 
+Error AbsentMemory::cannot_place(int refused) const {
+  return error(std::string("cannot put pages in place: ") + std::strerror(refused));
+}
+
 bool AbsentMemory::over() const {
   const std::lock_guard guard(lock_);
   return over_;
@@ -80,6 +84,8 @@ uint64_t AbsentMemory::touched_blocks() const {
 
 std::expected<void, Error> AbsentMemory::bring(std::vector<uint64_t> offsets) {
   std::ranges::sort(offsets);
+  if (!offsets.empty() && offsets.back() >= memory_.size())
+    return std::unexpected(error("ends before a page that the start needs, at " + std::to_string(offsets.back())));
   for (std::span<const uint64_t> left = offsets; !left.empty();) {
     const size_t number = left.front() / options_.block_bytes;
     const auto end = std::ranges::find_if(left, [&](uint64_t at) { return at / options_.block_bytes != number; });
@@ -106,100 +112,162 @@ std::expected<void, Error> AbsentMemory::bring_all(std::stop_token stop, Progres
   return {};
 }
 
-bool AbsentMemory::begin_block(size_t number, For whom) {
-  std::unique_lock lock(lock_);
-  if (whom == For::kAsker) // the serving thread has better things to do: whoever is busy wakes who waits for it
-    changed_.wait(lock, [&] { return states_[number] != State::kBusy; });
-  if (over_ || forgotten_ || states_[number] == State::kPresent || states_[number] == State::kBusy)
+class AbsentMemory::Turn {
+public:
+  Turn(AbsentMemory& memory, size_t number, For whom) noexcept
+      : block(memory.block(number)), memory_(memory), number_(number), whom_(whom) {}
+  ~Turn();
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+  // RETURNS: false where nothing is to be done.
+  [[nodiscard]] bool begin();
+  // Places [at, at + bytes) of the block. Pages that we have placed before stay as they are; one that is there and
+  // not by us is EEXIST. RETURNS: 0 or an errno value.
+  [[nodiscard]] int put(size_t at, size_t bytes, const std::byte* content);
+  [[nodiscard]] int put_page(size_t at, const std::byte* content) {
+    return put(at / kPageBytes * kPageBytes, kPageBytes, content);
+  }
+
+  const std::span<std::byte> block;
+  State ends = State::kBad; // unless somebody says otherwise
+
+private:
+  AbsentMemory& memory_;
+  const size_t number_;
+  const For whom_;
+  bool begun_ = false;
+  std::vector<bool> there_;
+};
+
+bool AbsentMemory::Turn::begin() {
+  there_.resize(block.size() / kPageBytes);
+  AbsentMemory& memory = memory_;
+  std::unique_lock lock(memory.lock_);
+  State& state = memory.states_[number_];
+  if (whom_ == For::kAsker) // the serving thread has better things to do: whoever is busy wakes who waits for it
+    memory.changed_.wait(lock, [&] { return state != State::kBusy; });
+  if (memory.over_ || memory.forgotten_ || state == State::kPresent || state == State::kBusy)
     return false;
-  states_[number] = State::kBusy;
-  ++busy_;
-  touched_ += whom == For::kToucher ? 1 : 0;
+  there_ = memory.early_.try_emplace(number_, there_.size()).first->second; // a place for what it will be
+  state = State::kBusy;
+  ++memory.busy_;
+  memory.touched_ += whom_ == For::kToucher ? 1 : 0;
+  begun_ = true;
   return true;
 }
 
-void AbsentMemory::end_block(size_t number, State state) {
-  const std::lock_guard guard(lock_);
-  states_[number] = state;
-  --busy_;
-  absent_ -= state == State::kPresent ? 1 : 0;
-  if (absent_ == 0 && !over_)
-    end_watch();
-  changed_.notify_all();
+AbsentMemory::Turn::~Turn() {
+  if (!begun_)
+    return;
+  AbsentMemory& memory = memory_;
+  {
+    const std::lock_guard guard(memory.lock_);
+    memory.states_[number_] = ends;
+    --memory.busy_;
+    if (ends == State::kPresent) {
+      --memory.absent_;
+      memory.early_.erase(number_);
+    } else {
+      memory.early_.find(number_)->second.swap(there_);
+    }
+    if (memory.absent_ == 0 && !memory.over_)
+      memory.end_watch();
+    memory.changed_.notify_all();
+  }
+  // Somebody may have touched a page of it meanwhile, and was left to us. He touches it again, and the thread that
+  // serves touches brings it, or finds out for itself that it is bad, and says so.
+  if (ends != State::kPresent && whom_ == For::kAsker)
+    memory.userfault_.wake(block);
+}
+
+int AbsentMemory::Turn::put(size_t at, size_t bytes, const std::byte* content) {
+  for (const size_t end = at + bytes; at < end;) {
+    size_t filled = 0;
+    const int refused = memory_.userfault_.fill(block.subspan(at, end - at), content + at, &filled);
+    for (const size_t until = at + filled; at < until; at += kPageBytes)
+      there_[at / kPageBytes] = true;
+    if (refused == 0)
+      break;
+    if (refused != EEXIST || !there_[at / kPageBytes])
+      return refused;
+    at += kPageBytes;
+  }
+  return 0;
 }
 
 std::expected<void, Error> AbsentMemory::bring_pages(size_t number, std::span<const uint64_t> offsets) {
-  const std::span<std::byte> whole = block(number);
-  if (!has_small_pages() || origin_->is_zero(number * options_.block_bytes, whole.size())) {
+  if (!has_small_pages() || origin_->is_zero(number * options_.block_bytes, block(number).size())) {
     Buffer buffer(0); // zeros need none
     return bring_block(number, buffer, nullptr);
   }
-  if (!begin_block(number, For::kAsker))
+  Turn turn(*this, number, For::kAsker);
+  if (!turn.begin())
     return {};
-  auto done = fetch_pages(number, offsets);
-  end_block(number, done ? State::kAbsent : State::kBad);
-  // Somebody may have touched another page of it meanwhile, and was left to us: he touches it again.
-  userfault_.wake(whole);
+  auto done = fetch_pages(turn, offsets);
+  if (done)
+    turn.ends = State::kAbsent;
   return done;
 }
 
 // It is read into new pages of the kernel's, which are touched where the block has something: of a guest's first
 // MiB that is a few.
-std::expected<void, Error> AbsentMemory::fetch_pages(size_t number, std::span<const uint64_t> offsets) {
-  const uint64_t begin = number * options_.block_bytes;
-  const std::span<std::byte> whole = block(number);
-  auto room = SideBuffer::create(options_.operation, whole.size(), whole.size());
+std::expected<void, Error> AbsentMemory::fetch_pages(Turn& turn, std::span<const uint64_t> offsets) {
+  const auto begin = static_cast<uint64_t>(turn.block.data() - memory_.data());
+  auto room = SideBuffer::create(options_.operation, turn.block.size(), turn.block.size());
   if (!room)
     return std::unexpected(std::move(room.error()));
-  const std::span content(room->at(room->take()), whole.size());
+  const std::span content(room->at(room->take()), turn.block.size());
   if (auto read = origin_->read(begin, content, true); !read)
     return read;
-  for (const uint64_t offset : offsets) {
-    const uint64_t at = (offset - begin) / kPageBytes * kPageBytes;
-    if (const int refused = userfault_.fill(whole.subspan(at, kPageBytes), content.data() + at))
-      return std::unexpected(error(std::string("cannot put pages in place: ") + std::strerror(refused)));
-  }
+  for (const uint64_t offset : offsets)
+    if (const int refused = turn.put_page(offset - begin, content.data()))
+      return std::unexpected(cannot_place(refused));
   return {};
 }
 
 std::expected<void, Error> AbsentMemory::bring_block(size_t number, Buffer& buffer, const std::byte* first) {
-  if (!begin_block(number, first != nullptr ? For::kToucher : For::kAsker))
+  Turn turn(*this, number, first != nullptr ? For::kToucher : For::kAsker);
+  if (!turn.begin())
     return {};
-  auto done = fetch(number, buffer, first);
-  end_block(number, done ? State::kPresent : State::kBad);
-  // Somebody may have touched it meanwhile, and was left to us. He touches it again, and the thread that serves
-  // touches finds out for itself, and says so.
-  if (!done && first == nullptr)
-    userfault_.wake(block(number));
+  const bool zeros = origin_->is_zero(number * options_.block_bytes, turn.block.size()) && put_zeros(number);
+  auto done = zeros ? std::expected<void, Error>() : fetch(turn, buffer, first);
+  if (done)
+    turn.ends = State::kPresent;
   return done;
 }
 
-std::expected<void, Error> AbsentMemory::fetch(size_t number, Buffer& buffer, const std::byte* first) {
-  const std::span<std::byte> to = block(number);
-  const uint64_t offset = number * options_.block_bytes;
-  if (origin_->is_zero(offset, to.size()) && put_zeros(number))
-    return {};
+std::expected<void, Error> AbsentMemory::fetch(Turn& turn, Buffer& buffer, const std::byte* first) {
   buffer.bytes.resize(options_.block_bytes);
-  const std::span<std::byte> content = std::span(buffer.bytes).first(to.size());
-  auto done = origin_->read(offset, content, std::exchange(buffer.zeros, false));
+  const std::span<std::byte> content = std::span(buffer.bytes).first(turn.block.size());
+  const auto begin = static_cast<uint64_t>(turn.block.data() - memory_.data());
+  auto done = origin_->read(begin, content, std::exchange(buffer.zeros, false));
   if (!done)
     return done;
-  const int refused = first != nullptr && has_small_pages() ? place_in_pieces(to, content.data(), first)
-                                                            : userfault_.fill(to, content.data());
+  const int refused = first != nullptr && has_small_pages() ? place_in_pieces(turn, content.data(), first)
+                                                            : turn.put(0, turn.block.size(), content.data());
   if (refused != 0)
-    return std::unexpected(error(std::string("cannot put pages in place: ") + std::strerror(refused)));
+    return std::unexpected(cannot_place(refused));
   return {};
 }
 
 // Where the kernel does not watch any more it gives zeros by itself, in huge pages if it likes.
 bool AbsentMemory::put_zeros(size_t number) {
-  const bool release = [&] {
+  const bool release = may_release(number) && [&] {
     const std::lock_guard guard(lock_);
     return claim_release(number);
   }();
   if (release && userfault_.release(block(number)) == 0)
     return true;
   return userfault_.fill_with_zeros(block(number)) == 0;
+}
+
+// What comes with a huge page of a file must be zeros as well.
+bool AbsentMemory::may_release(size_t number) const {
+  if (!options_.is_file || !has_small_pages())
+    return true;
+  const uint64_t begin = number * options_.block_bytes / kHugePageBytes * kHugePageBytes;
+  return begin + kHugePageBytes <= memory_.size() && origin_->is_zero(begin, kHugePageBytes);
 }
 
 bool AbsentMemory::claim_release(size_t number) {
@@ -214,40 +282,39 @@ bool AbsentMemory::claim_release(size_t number) {
 }
 
 // A page that somebody waits for comes first; and of the rest a piece at a time, so that who touches another page
-// of the block meanwhile, which a guest that has just begun does, waits for a piece and not for all. RETURNS: 0 or
-// an errno value. CONTEXT: the serving thread; small pages.
-int AbsentMemory::place_in_pieces(std::span<std::byte> block, const std::byte* content, const std::byte* first) {
-  const size_t begin = static_cast<size_t>(first - block.data()) / kPageBytes * kPageBytes;
-  if (const int refused = userfault_.fill(block.subspan(begin, kPageBytes), content + begin))
+// of the block meanwhile, which a guest that has just begun does, waits for a piece and not for all. CONTEXT: the
+// serving thread; small pages.
+int AbsentMemory::place_in_pieces(Turn& turn, const std::byte* content, const std::byte* first) {
+  const auto begin = static_cast<size_t>(first - turn.block.data()) / kPageBytes * kPageBytes;
+  if (const int refused = turn.put_page(begin, content))
     return refused;
   // What follows is likelier to be wanted next than what is before.
-  for (const auto& [from, to] : {std::pair(begin + kPageBytes, block.size()), std::pair(size_t{0}, begin)})
+  for (const auto& [from, to] : {std::pair(begin + kPageBytes, turn.block.size()), std::pair(size_t{0}, begin)})
     for (size_t at = from; at < to;) {
       const size_t bytes = std::min(kPiece, to - at);
-      if (const int refused = place_touched(block, content))
+      if (const int refused = place_touched(turn, content))
         return refused;
-      if (const int refused = userfault_.fill(block.subspan(at, bytes), content + at))
+      if (const int refused = turn.put(at, bytes, content))
         return refused;
       at += bytes;
     }
   return 0;
 }
 
-// Touches elsewhere are left for later. CONTEXT: the serving thread.
-int AbsentMemory::place_touched(std::span<std::byte> block, const std::byte* content) {
+// Touches elsewhere are left for later. A page may be there already: who touches it as it is placed is told of, and
+// does not wait. CONTEXT: the serving thread.
+int AbsentMemory::place_touched(Turn& turn, const std::byte* content) {
   if (const int failed = hear_touches())
     return failed;
-  std::deque<const std::byte*> elsewhere;
-  for (const std::byte* const address : touches_) {
-    if (address < block.data() || address >= block.data() + block.size()) {
-      elsewhere.push_back(address);
+  for (auto touch = touches_.begin(); touch != touches_.end();) {
+    if (*touch < turn.block.data() || *touch >= turn.block.data() + turn.block.size()) {
+      ++touch;
       continue;
     }
-    const size_t at = static_cast<size_t>(address - block.data()) / kPageBytes * kPageBytes;
-    if (const int refused = userfault_.fill(block.subspan(at, kPageBytes), content + at))
+    if (const int refused = turn.put_page(static_cast<size_t>(*touch - turn.block.data()), content))
       return refused;
+    touch = touches_.erase(touch);
   }
-  touches_.swap(elsewhere);
   return 0;
 }
 

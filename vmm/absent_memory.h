@@ -20,6 +20,7 @@
 #include <deque>
 #include <expected>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -51,6 +52,9 @@ public:
 struct AbsentOptions {
   std::string operation = "restore"; // of errors
   uint64_t block_bytes = 1 << 20;    // a multiple of the memory's pages: 2 MiB at least for huge ones
+  // The memory is a file's, in which the kernel may make 2 MiB at once for a touch of a page that it does not watch
+  // (shmem_enabled), whether it watches the others or not: Linux 6.1, mm/shmem.c, shmem_get_folio_gfp().
+  bool is_file = false;
   // A block could not be read, or is not good. Its pages never come: who waits for them inside KVM_RUN cannot be
   // had out of there on every kernel, so this must end the process. CONTEXT: the serving thread.
   std::function<void(const Error&)> failed;
@@ -96,24 +100,27 @@ private:
   AbsentMemory(std::span<std::byte> memory, std::unique_ptr<MemoryOrigin> origin, AbsentOptions options,
                Userfault userfault, UniqueFd wake);
   enum class For { kToucher, kAsker }; // the first by the serving thread alone
-  // A block is the caller's alone from begin_block() to end_block(). RETURNS: false where nothing is to be done.
-  [[nodiscard]] bool begin_block(size_t number, For whom);
-  void end_block(size_t number, State state);
+  // A block that is the caller's alone: from begin(), which says whether anything is to be done, to the object's
+  // end.
+  class Turn;
   // Where `first` is given somebody waits for its page, which comes before all others.
   [[nodiscard]] std::expected<void, Error> bring_block(size_t number, Buffer& buffer, const std::byte* first);
   [[nodiscard]] std::expected<void, Error> bring_pages(size_t number, std::span<const uint64_t> offsets);
-  [[nodiscard]] std::expected<void, Error> fetch_pages(size_t number, std::span<const uint64_t> offsets);
-  [[nodiscard]] std::expected<void, Error> fetch(size_t number, Buffer& buffer, const std::byte* first);
+  [[nodiscard]] std::expected<void, Error> fetch(Turn& turn, Buffer& buffer, const std::byte* first);
+  [[nodiscard]] std::expected<void, Error> fetch_pages(Turn& turn, std::span<const uint64_t> offsets);
   [[nodiscard]] bool put_zeros(size_t number);
   [[nodiscard]] bool has_small_pages() const noexcept { return options_.block_bytes < kHugePageBytes; }
+  [[nodiscard]] bool may_release(size_t number) const;
   [[nodiscard]] bool claim_release(size_t number); // under lock_
-  [[nodiscard]] int place_in_pieces(std::span<std::byte> block, const std::byte* content, const std::byte* first);
-  [[nodiscard]] int place_touched(std::span<std::byte> block, const std::byte* content);
+  // These: `content` is the block's. RETURNS: 0 or an errno value.
+  [[nodiscard]] int place_in_pieces(Turn& turn, const std::byte* content, const std::byte* first);
+  [[nodiscard]] int place_touched(Turn& turn, const std::byte* content);
   [[nodiscard]] int hear_touches(); // into touches_; RETURNS: 0 or an errno value
   void end_watch() noexcept;        // under lock_, nothing busy
   void serve() noexcept;
   void fail(const Error& error) const;
   [[nodiscard]] std::span<std::byte> block(size_t number) const noexcept;
+  [[nodiscard]] Error cannot_place(int refused) const;
   [[nodiscard]] Error error(std::string reason) const {
     return {options_.operation, "guest memory", std::move(reason)};
   }
@@ -126,10 +133,11 @@ private:
 
   mutable std::mutex lock_; // a leaf, but for system calls that wait for nobody
   std::condition_variable changed_;
-  std::vector<State> states_;  // this and the following under lock_
-  std::vector<bool> released_; // blocks of zeros that the kernel does not watch any more
-  size_t islands_ = 0;         // of them, that lie together
-  size_t absent_;              // kAbsent, kBusy and kBad
+  std::vector<State> states_;                 // this and the following under lock_
+  std::vector<bool> released_;                // blocks of zeros that the kernel does not watch any more
+  size_t islands_ = 0;                        // of them, that lie together
+  std::map<size_t, std::vector<bool>> early_; // of blocks that are not there wholly: which pages are
+  size_t absent_;                             // kAbsent, kBusy and kBad
   size_t busy_ = 0;
   uint64_t touched_ = 0;
   bool over_ = false;

@@ -94,11 +94,13 @@ std::expected<void, Error> KvmVm::begin_pit() {
 }
 
 std::expected<void, Error> KvmVm::await_pit() {
-  if (!pit_maker_ || !pit_maker_->thread.joinable())
+  if (!pit_maker_)
     return {};
-  pit_maker_->thread.join();
-  if (pit_maker_->error != 0)
+  if (pit_maker_->thread.joinable())
+    pit_maker_->thread.join();
+  if (pit_maker_->error != 0) // also of who asks again
     return std::unexpected(system_error("start VM", "KVM_CREATE_PIT2", pit_maker_->error));
+  pit_maker_.reset();
   auto initial = pit();
   if (!initial)
     return std::unexpected(std::move(initial.error()));

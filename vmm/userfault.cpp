@@ -13,8 +13,6 @@
 #include <string>
 #include <utility>
 
-#include "vmm/guest_memory.h"
-
 namespace stopvisor::vmm {
 namespace {
 
@@ -86,23 +84,28 @@ int Userfault::watch_absent(std::span<std::byte> memory) const noexcept {
   return ::ioctl(fd_.get(), UFFDIO_REGISTER, &order) == 0 ? 0 : errno;
 }
 
-int Userfault::fill(std::span<std::byte> memory, const std::byte* from) const noexcept {
+int Userfault::fill(std::span<std::byte> memory, const std::byte* from, size_t* filled) const noexcept {
   uffdio_copy order{.dst = reinterpret_cast<uintptr_t>(memory.data()),
                     .src = reinterpret_cast<uintptr_t>(from),
                     .len = memory.size(),
                     .mode = 0,
                     .copy = 0};
-  while (order.len > 0 && ::ioctl(fd_.get(), UFFDIO_COPY, &order) != 0) {
-    // EAGAIN: the process' mappings were changing, or it did a part; EEXIST: of the first page
-    if (errno != EAGAIN && errno != EINTR && errno != EEXIST)
-      return errno;
-    const uint64_t done = errno == EEXIST ? kPageBytes : static_cast<uint64_t>(std::max<int64_t>(order.copy, 0));
-    order.dst += done;
-    order.src += done;
-    order.len -= done;
+  int refused = 0;
+  while (::ioctl(fd_.get(), UFFDIO_COPY, &order) != 0) {
+    if (errno != EAGAIN && errno != EINTR) { // EAGAIN: the process' mappings were changing, or it did a part
+      refused = errno;
+      break;
+    }
+    if (order.copy > 0) {
+      order.dst += static_cast<uint64_t>(order.copy);
+      order.src += static_cast<uint64_t>(order.copy);
+      order.len -= static_cast<uint64_t>(order.copy);
+    }
     order.copy = 0;
   }
-  return 0;
+  if (filled != nullptr)
+    *filled = memory.size() - (refused != 0 ? order.len : 0);
+  return refused;
 }
 
 int Userfault::fill_with_zeros(std::span<std::byte> memory) const noexcept {

@@ -46,7 +46,8 @@ public:
   VcpuThread(const VcpuThread&) = delete;
   VcpuThread& operator=(const VcpuThread&) = delete;
 
-  // Makes the thread. It runs no guest code before open_gate(), but takes part in stops.
+  // Makes the thread. It runs no guest code before open_gate(), and takes part in stops once it was awaited and
+  // unparked.
   // CONTEXT: once (start_offline(): again after end_offline()); does not wait for the thread.
   // RETURNS: kFailed where the host has no more threads.
   [[nodiscard]] std::expected<void, Error> start();

@@ -20,9 +20,11 @@ std::expected<void, Error> Vm::take_memory_from(std::unique_ptr<MemoryOrigin> or
   const std::span<const MemorySlot> slots = parts_->memory.slots();
   const std::span<std::byte> all(slots.front().host, parts_->memory.size_bytes()); // one mapping, see there
   const bool huge = parts_->memory.backing() == MemoryBacking::kHugetlb;
-  auto absent = AbsentMemory::begin(
-      all, std::move(origin),
-      {.operation = "restore", .block_bytes = huge ? kHugePageBytes : kBlockBytes, .failed = std::move(failed)});
+  auto absent = AbsentMemory::begin(all, std::move(origin),
+                                    {.operation = "restore",
+                                     .block_bytes = huge ? kHugePageBytes : kBlockBytes,
+                                     .is_file = parts_->memory.backing() != MemoryBacking::kAnonymous,
+                                     .failed = std::move(failed)});
   if (!absent)
     return std::unexpected(std::move(absent.error()));
   parts_->absent = *std::move(absent);

@@ -71,11 +71,27 @@ private:
 // Until that thread of ours sleeps, in the kernel's fault handler or in whatever else it does.
 void await_sleep(const std::atomic<pid_t>& thread) {
   for (char state = 'R'; state == 'R'; std::this_thread::yield()) {
+    if (thread.load() == 0)
+      continue;
     std::ifstream file("/proc/self/task/" + std::to_string(thread.load()) + "/stat");
     std::string text;
     if (std::getline(file, text))
       state = text[text.rfind(')') + 2];
   }
+}
+
+// How many mappings the memory is in. Those of the rest of the process are its own: a sanitizer's come as it likes.
+size_t mappings(std::span<const std::byte> memory) {
+  const auto begin = std::bit_cast<uintptr_t>(memory.data());
+  std::ifstream file("/proc/self/maps");
+  size_t found = 0;
+  for (std::string line; std::getline(file, line);) {
+    uintptr_t from = 0;
+    uintptr_t to = 0;
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR, &from, &to) == 2)
+      found += from < begin + memory.size() && to > begin ? 1U : 0U;
+  }
+  return found;
 }
 
 class Absent : public ::testing::TestWithParam<MemoryBacking> {
@@ -89,6 +105,7 @@ protected:
       GTEST_SKIP() << memory.error().message();
     ASSERT_TRUE(memory.has_value()) << memory.error().message();
     memory_.emplace(std::move(*memory));
+    options_.is_file = GetParam() != MemoryBacking::kAnonymous;
     options_.block_bytes = huge ? 2 * kBlock : kBlock;
     options_.failed = [](const Error& error) { FAIL() << error.message(); };
   }
@@ -178,6 +195,44 @@ TEST_P(Absent, WhoTouchesABlockOfWhichAPageIsBroughtInComesOn) {
   control_.go.release();
   asker.join();
   toucher.join();
+  expect_all_good();
+}
+
+// The serving thread has read a block for who touched one page of it, and others touch others, there and elsewhere.
+TEST_P(Absent, WhoTouchesMoreWhileABlockIsPlacedComesOn) {
+  begin();
+  control_.hold = true; // while they touch
+  std::vector<std::thread> threads;
+  std::vector<std::atomic<pid_t>> touches(8);
+  for (uint64_t thread = 0; thread < touches.size(); ++thread)
+    threads.emplace_back([&, thread] {
+      const uint64_t at = (thread % 4 == 3 ? 4 * kBlock : kBlock) + thread * 30 * kPageBytes;
+      touches[thread] = ::gettid();
+      EXPECT_EQ(word(at), word_at(at)) << at;
+    });
+  control_.reached.acquire();
+  for (const auto& thread : touches)
+    await_sleep(thread);
+  control_.go.release();
+  for (std::thread& thread : threads)
+    thread.join();
+  expect_all_good();
+}
+
+// The block of zeros has a neighbour that is none: a huge page of a file's would bring zeros there as well.
+TEST_P(Absent, ZerosAreTheKernelsToMakeWhereNothingElseComesWithThem) {
+  begin();
+  EXPECT_EQ(word(kZeroBlock * kBlock), 0U);
+  EXPECT_EQ(mappings(bytes()), GetParam() == MemoryBacking::kAnonymous ? 3U : 1U);
+  expect_all_good();
+}
+
+TEST_P(Absent, WhatLiesBehindTheMemoryIsRefused) {
+  begin();
+  const auto done = absent_->bring({0, bytes().size()});
+  ASSERT_FALSE(done.has_value());
+  EXPECT_NE(done.error().reason.find("ends before a page that the start needs"), std::string::npos)
+      << done.error().reason;
   expect_all_good();
 }
 
@@ -288,20 +343,6 @@ public:
     return {};
   }
 };
-
-// How many mappings the memory is in. Those of the rest of the process are its own: a sanitizer's come as it likes.
-size_t mappings(std::span<const std::byte> memory) {
-  const auto begin = std::bit_cast<uintptr_t>(memory.data());
-  std::ifstream file("/proc/self/maps");
-  size_t found = 0;
-  for (std::string line; std::getline(file, line);) {
-    uintptr_t from = 0;
-    uintptr_t to = 0;
-    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR, &from, &to) == 2)
-      found += from < begin + memory.size() && to > begin ? 1U : 0U;
-  }
-  return found;
-}
 
 TEST(AbsentStripes, LeaveMappingsForOthers) {
   if (const auto allowed = Userfault::open("test"); !allowed)

@@ -21,7 +21,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kLook{100};
 constexpr std::chrono::seconds kAnswersFor{10};
 constexpr std::chrono::seconds kLastWords{1}; // on a link that cannot be written to any more
-constexpr uint16_t kMostStreams = 16;
+constexpr std::chrono::seconds kMachineWithin{10};
 
 } // namespace
 
@@ -88,9 +88,9 @@ void Destination::take(std::unique_ptr<Call> control) {
 std::expected<vmm::VmConfig, Error> Destination::await_machine() {
   for (std::optional<Error> lost;;) {
     auto control = doorkeeper_.await_source(options_.stop);
-    if (!control && lost && !options_.stop.stop_requested()) { // the door led to one link alone
+    if (!control && lost && !options_.stop.stop_requested()) { // where the door led to one link alone, say
       enter(DestinationPhase::kGaveUp);
-      return std::unexpected(*std::move(lost));
+      control.error().reason += "; the last one: " + lost->message();
     }
     if (!control)
       return std::unexpected(std::move(control.error()));
@@ -104,17 +104,17 @@ std::expected<vmm::VmConfig, Error> Destination::await_machine() {
     // Anybody can say hello: nothing has begun, and the source that was meant may come yet.
     options_.tell("a caller was sent away: " + config.error().message());
     lost = std::move(config.error());
-    {
-      const std::lock_guard guard(mutex_);
-      view_ = {};
-    }
     doorkeeper_.let_another_in();
+    const std::lock_guard guard(mutex_);
+    view_ = {};
   }
 }
 
 std::expected<vmm::VmConfig, Error> Destination::hear_machine() {
   const std::stop_callback cut(options_.stop, [this] { control_->link().cut(); });
+  control_->reader().expect_by(Clock::now() + kMachineWithin); // it has it ready: who trickles keeps others out
   const auto frame = control_->expect(FrameKind::kMachine);
+  control_->reader().expect_by(std::nullopt);
   if (!frame)
     return std::unexpected(options_.stop.stop_requested() ? error("was cancelled") : frame.error());
   auto facts = decode_machine(options_.operation, frame->payload);
@@ -138,7 +138,7 @@ std::expected<vmm::VmConfig, Error> Destination::config_of(const MachineFacts& f
   if (!config)
     return std::unexpected(
         error("the source's machine: " + config.error().object + ": " + config.error().reason, Status::kRefused));
-  if (facts.cpus == 0 || facts.streams == 0 || facts.streams > kMostStreams ||
+  if (facts.cpus == 0 || facts.streams == 0 || facts.streams > kMaxLinks ||
       facts.disks.size() != config->disks.size())
     return std::unexpected(error("the source's numbers of vCPUs, streams or disks cannot be", Status::kRefused));
   config->cpus = facts.cpus; // online or not: the description tells of those that were offered last

@@ -133,9 +133,10 @@ std::optional<Error> Doorkeeper::admit_source(std::unique_ptr<Call>& call) {
     id_ = call->hello().id; // and once it is, its streams may come
   }
   auto answered = call->answer();
+  Streams cut; // that came in the meantime; outside of the lock
   const std::lock_guard guard(mutex_);
   if (!answered) {
-    taken_ = false;
+    cut = forget_source();
     return std::move(answered.error());
   }
   if (called_off_)
@@ -151,7 +152,7 @@ std::optional<Error> Doorkeeper::admit_stream(std::unique_ptr<Call>& call) {
     const std::lock_guard guard(mutex_);
     if (called_off_)
       return late(*call);
-    if (!taken_ || !same_id(id_, call->hello().id))
+    if (!knows(call->hello().id))
       return call->link().error("belongs to no migration that arrives here");
     if (number == 0 || streams_.contains(number))
       return call->link().error("is a stream that is there already");
@@ -159,7 +160,7 @@ std::optional<Error> Doorkeeper::admit_stream(std::unique_ptr<Call>& call) {
   }
   auto answered = call->answer();
   const std::lock_guard guard(mutex_);
-  const bool known = taken_ && same_id(id_, call->hello().id); // or let_another_in() came between
+  const bool known = knows(call->hello().id); // or its source was forgotten meanwhile
   if (!answered) {
     if (known)
       streams_.erase(number);
@@ -175,12 +176,13 @@ std::optional<Error> Doorkeeper::admit_stream(std::unique_ptr<Call>& call) {
 }
 
 std::optional<Error> Doorkeeper::admit_again(std::unique_ptr<Call>& call) {
+  // Held first: where again_ is there, the id is its migration's, and that does not change any more.
+  const std::lock_guard guard(again_mutex_);
   {
-    const std::lock_guard guard(mutex_);
-    if (!taken_ || !same_id(id_, call->hello().id))
+    const std::lock_guard known(mutex_);
+    if (!knows(call->hello().id))
       return call->link().error("asks for a migration that is not known here");
   }
-  const std::lock_guard guard(again_mutex_);
   if (!again_)
     return call->link().error("asks for a migration of which nothing was decided here");
   if (auto answered = call->answer(); !answered)
@@ -205,11 +207,19 @@ std::expected<std::unique_ptr<Call>, Error> Doorkeeper::await_source(const std::
 }
 
 void Doorkeeper::let_another_in() {
-  std::map<uint16_t, std::unique_ptr<Call>> cut; // outside of the lock
+  Streams cut; // outside of the lock
   const std::lock_guard guard(mutex_);
+  cut = forget_source();
+}
+
+Doorkeeper::Streams Doorkeeper::forget_source() {
   taken_ = false;
   id_ = {};
-  streams_.swap(cut);
+  return std::exchange(streams_, {});
+}
+
+bool Doorkeeper::knows(const MigrationId& id) const noexcept {
+  return taken_ && same_id(id_, id);
 }
 
 std::expected<std::vector<std::unique_ptr<Call>>, Error> Doorkeeper::await_streams(uint16_t count,

@@ -42,6 +42,7 @@ public:
   // CONTEXT: one thread; blocks. RETURNS: "was cancelled", kFailed where nobody can come any more.
   [[nodiscard]] std::expected<std::unique_ptr<Call>, vmm::Error> await_source(const std::stop_token& stop);
   // The source that came is gone, and said nothing of use: its streams are cut, and another may come.
+  // CONTEXT: the thread of await_source(), after the source's call is gone, and never after hand_over_to().
   void let_another_in();
   // Streams 1 to `count` of that migration, in their order. RETURNS: the same, and kFailed where one did not come.
   [[nodiscard]] std::expected<std::vector<std::unique_ptr<Call>>, vmm::Error>
@@ -62,6 +63,9 @@ private:
   [[nodiscard]] std::optional<vmm::Error> admit_source(std::unique_ptr<Call>& call);
   [[nodiscard]] std::optional<vmm::Error> admit_stream(std::unique_ptr<Call>& call);
   [[nodiscard]] std::optional<vmm::Error> admit_again(std::unique_ptr<Call>& call);
+  using Streams = std::map<uint16_t, std::unique_ptr<Call>>; // by their numbers; null: it is being answered
+  [[nodiscard]] Streams forget_source();                     // under mutex_; what it returns goes outside of it
+  [[nodiscard]] bool knows(const MigrationId& id) const noexcept; // under mutex_
   void bury(bool all);
 
   const std::string operation_;
@@ -77,9 +81,9 @@ private:
   bool called_off_ = false; // nobody waits for one any more
   MigrationId id_{};
   std::unique_ptr<Call> source_;
-  std::map<uint16_t, std::unique_ptr<Call>> streams_;
+  Streams streams_;
 
-  std::mutex again_mutex_; // held over a call of again_
+  std::mutex again_mutex_; // held over a call of again_; before mutex_
   std::function<void(std::unique_ptr<Call>)> again_;
 
   std::thread thread_; // last

@@ -181,7 +181,7 @@ std::expected<void, vmm::Error> FrameReader::read_one(Frame& frame) {
     how.goes_on = true;
     known_by_ = Link::Clock::now() + link_.patience();
   }
-  how.until = known_by_;
+  how.until = known_by_ ? known_by_ : expected_by_;
   if (auto header = link_.read(rest, how); !header)
     return header;
   Header header;

@@ -87,6 +87,9 @@ public:
   // speak our protocol", a kind, flag or length that cannot be, a checksum that is wrong (with the frame's number).
   // The same from then on.
   [[nodiscard]] std::expected<void, vmm::Error> read(Frame& frame);
+  // What is read from now on has to be there by then, whatever trickles; nothing: patience is enough. CONTEXT: as
+  // read().
+  void expect_by(std::optional<Link::Clock::time_point> until) noexcept { expected_by_ = until; }
   [[nodiscard]] const FrameTally& tally() const noexcept { return tally_; } // of what was read
 
 private:
@@ -100,6 +103,7 @@ private:
   uint64_t number_ = 0;                             // of the next frame, whatever its kind
   bool knows_peer_ = false;                         // it has said hello, or answered ours
   std::optional<Link::Clock::time_point> known_by_; // or it is given up
+  std::optional<Link::Clock::time_point> expected_by_;
   std::optional<vmm::Error> error_;
 };
 

@@ -20,7 +20,6 @@ using vmm::Error;
 using vmm::Status;
 
 constexpr const char* kOperation = "migrate";
-constexpr uint64_t kMostStreams = 16;
 constexpr uint64_t kLongestDowntimeUs = 60'000'000;
 // How long a guest's end here waits for who asked for the migration, and for who watches it: he asks five times a
 // second, and longer waits are the host's.
@@ -41,7 +40,7 @@ std::expected<SourceOptions, Error> read_order(const vmm::ApiRequest& request) {
   if (const auto downtime = fields->number("max_downtime_us", 1, kLongestDowntimeUs))
     options.max_downtime = std::chrono::microseconds(*downtime);
   options.bytes_per_second = fields->number("bytes_per_second", 1).value_or(0);
-  options.streams = static_cast<uint16_t>(fields->number("streams", 1, kMostStreams).value_or(1));
+  options.streams = static_cast<uint16_t>(fields->number("streams", 1, kMaxLinks).value_or(1));
   options.compress = fields->flag("compress").value_or(false);
   options.insecure = fields->flag("insecure").value_or(false);
   if (const auto timeout = fields->number("limit_ms", 1, std::numeric_limits<uint32_t>::max()))
@@ -202,10 +201,10 @@ vmm::ApiReply Service::decide(const vmm::ApiRequest& request) {
   return reply;
 }
 
-void Service::await_news_heard() {
+void Service::await_news_heard(const std::stop_token& stop) {
   const auto source = current();
   if (source != nullptr && source->view().phase == SourcePhase::kGone)
-    context_.jobs.await_heard(kOperation, kToHearNews, kToHearNewsWatched);
+    context_.jobs.await_heard(kOperation, kToHearNews, kToHearNewsWatched, stop);
 }
 
 } // namespace stopvisor::migrate

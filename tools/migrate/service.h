@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -26,8 +27,8 @@ public:
   Service& operator=(const Service&) = delete;
 
   // Whoever watches a migration's job is to hear that it is done, though its VM has ended by that. CONTEXT: after
-  // the VM's end, before the last client is sent away; blocks shortly.
-  void await_news_heard();
+  // the VM's end, before the last client is sent away; blocks for some seconds, or until `stop` is asked for.
+  void await_news_heard(const std::stop_token& stop);
 
 private:
   [[nodiscard]] vmm::ApiReply begin(const vmm::ApiRequest& request);

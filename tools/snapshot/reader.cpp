@@ -29,6 +29,8 @@ vmm::Error Snapshot::error(std::string_view file, std::string reason) const {
 std::expected<std::vector<std::byte>, vmm::Error> Snapshot::read_small(const std::string& name,
                                                                        uint64_t most) const {
   const std::string path = directory_ + "/" + name;
+  if (options_.stop.stop_requested())
+    return std::unexpected(vmm::Error{std::string(options_.operation), directory_, "was cancelled"});
   const auto fail = [&](int number) {
     return std::unexpected(vmm::system_error(options_.operation, path, number));
   };

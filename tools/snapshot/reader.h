@@ -4,6 +4,7 @@
 
 #include <expected>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,6 +23,7 @@ struct OpenOptions {
   const Key* key = nullptr;                       // the same
   bool unchecked = false;          // a sealed snapshot may be opened without a key; its MACs are not checked then
   std::optional<Id> expected = {}; // which one it must be; of a chain, the newest
+  std::stop_token stop = {};       // looked at between files: kFailed, "was cancelled"
 };
 
 // CONTEXT: any thread after open(); several may read.

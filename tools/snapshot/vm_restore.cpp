@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <span>
 #include <utility>
 #include <vector>
@@ -43,15 +44,29 @@ std::expected<vmm::VmConfig, vmm::Error> config_of(const Snapshot& snapshot) {
   return config;
 }
 
-OpenOptions open_options(const RestoreOptions& options) {
-  return {.operation = kOperation, .key = options.key ? &*options.key : nullptr, .expected = options.expected};
+OpenOptions open_options(const RestoreOptions& options, std::stop_token stop) {
+  return {.operation = kOperation,
+          .key = options.key ? &*options.key : nullptr,
+          .expected = options.expected,
+          .stop = std::move(stop)};
+}
+
+// All of it, or why not: there may be no memory for its index. CONTEXT: any thread.
+std::expected<Chain, vmm::Error> open_chain(Snapshot newest, const OpenOptions& options) noexcept {
+  const std::string directory = newest.directory();
+  try {
+    return Chain::open(std::move(newest), options);
+  } catch (const std::exception& failure) {
+    return std::unexpected(vmm::Error{kOperation, directory, failure.what()});
+  }
 }
 
 } // namespace
 
 std::expected<Restoration, vmm::Error> Restoration::open(const RestoreOptions& options) {
   auto kept = std::make_unique<RestoreOptions>(options);
-  auto newest = Snapshot::describe(kept->directory, open_options(*kept));
+  std::stop_source stop_reading;
+  auto newest = Snapshot::describe(kept->directory, open_options(*kept, stop_reading.get_token()));
   if (!newest)
     return std::unexpected(std::move(newest.error()));
   const Manifest& manifest = newest->manifest();
@@ -68,27 +83,37 @@ std::expected<Restoration, vmm::Error> Restoration::open(const RestoreOptions& o
   if (auto chosen = choose_disks(kOperation, *newest, kept->disks, *config); !chosen)
     return std::unexpected(std::move(chosen.error()));
   config->backing = kept->share ? vmm::MemoryBacking::kAnonymous : kept->backing.value_or(config->backing);
-  return Restoration(std::move(kept), *std::move(newest), *std::move(config));
+  return Restoration(std::move(kept), *std::move(newest), *std::move(config), std::move(stop_reading));
 }
 
 void Restoration::read_on() {
-  const auto read = [newest = std::make_shared<Snapshot>(std::move(newest_)), options = open_options(*options_)] {
-    return Chain::open(std::move(*newest), options);
+  const auto read = [newest = std::make_shared<Snapshot>(std::move(newest_)),
+                     options = open_options(*options_, stop_reading_.get_token())] {
+    return open_chain(std::move(*newest), options);
   };
   reading_ = std::async(std::launch::async | std::launch::deferred, read); // when it is asked for, without threads
 }
 
-const std::expected<Chain, vmm::Error>& Restoration::chain() {
+void Restoration::end_reading() noexcept {
+  if (!reading_.valid())
+    return;
+  stop_reading_.request_stop();
+  reading_.wait();
+}
+
+const std::expected<Chain, vmm::Error>& Restoration::chain(const std::stop_token& stop) {
+  const std::stop_callback call_off(stop, [this] { stop_reading_.request_stop(); });
   if (!chain_)
     chain_ = std::make_unique<std::expected<Chain, vmm::Error>>(
-        reading_.valid() ? reading_.get() : Chain::open(std::move(newest_), open_options(*options_)));
+        reading_.valid() ? reading_.get()
+                         : open_chain(std::move(newest_), open_options(*options_, stop_reading_.get_token())));
   return *chain_;
 }
 
 std::expected<void, vmm::Error> Restoration::place_disks(PlacedDisks& placed, const std::stop_token& stop) {
   if (!has_images_)
     return {};
-  const auto& all = chain();
+  const auto& all = chain(stop);
   if (!all)
     return std::unexpected(all.error());
   return snapshot::place_disks(kOperation, all->newest(), options_->disks, placed, stop);
@@ -96,7 +121,7 @@ std::expected<void, vmm::Error> Restoration::place_disks(PlacedDisks& placed, co
 
 std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed,
                                                   const std::stop_token& stop) {
-  const auto& all = chain();
+  const auto& all = chain(stop);
   if (!all)
     return std::unexpected(all.error());
   if (auto fine = check_disks(kOperation, all->newest(), options_->disks, vm); !fine)

@@ -48,8 +48,10 @@ public:
   [[nodiscard]] const RestoreOptions& options() const noexcept { return *options_; }
   // Opens the rest of it, whose length is that of the memory, on a thread of its own while a machine is made: what
   // is wrong with it is told by place_disks() or into(). Where this is not called, they do it themselves.
-  // CONTEXT: in the process that makes the machine.
+  // CONTEXT: in the process that makes the machine. Until end_reading(), or the object's end.
   void read_on();
+  // Calls it off where nobody has waited for it, and waits for its end: a file system can take long.
+  void end_reading() noexcept;
   // Makes the images that are in the snapshot. CONTEXT: before a Vm is created from config(). RETURNS: as
   // place_disks() has it, and errors of Chain::open().
   [[nodiscard]] std::expected<void, vmm::Error> place_disks(PlacedDisks& placed, const std::stop_token& stop = {});
@@ -63,11 +65,13 @@ public:
   [[nodiscard]] std::span<const vmm::StateSection> state() const noexcept { return (*chain_)->newest().state(); }
 
 private:
-  Restoration(std::unique_ptr<RestoreOptions> options, Snapshot newest, vmm::VmConfig config)
+  Restoration(std::unique_ptr<RestoreOptions> options, Snapshot newest, vmm::VmConfig config,
+              std::stop_source stop_reading)
       : options_(std::move(options)), newest_(std::move(newest)), config_(std::move(config)),
-        has_images_(std::ranges::any_of(newest_.manifest().disks,
-                                        [](const Disk& disk) { return disk.index.has_value(); })) {}
-  [[nodiscard]] const std::expected<Chain, vmm::Error>& chain(); // waits for it
+        has_images_(
+            std::ranges::any_of(newest_.manifest().disks, [](const Disk& disk) { return disk.index.has_value(); })),
+        stop_reading_(std::move(stop_reading)) {}
+  [[nodiscard]] const std::expected<Chain, vmm::Error>& chain(const std::stop_token& stop); // waits for it
   [[nodiscard]] std::expected<void, vmm::Error> put_memory(const Chain& chain, vmm::Vm& vm,
                                                            std::function<void(const vmm::Error&)> failed,
                                                            const std::stop_token& stop) const;
@@ -76,6 +80,7 @@ private:
   Snapshot newest_;                         // until it is the chain's
   vmm::VmConfig config_;
   bool has_images_; // of disks
+  std::stop_source stop_reading_;
   std::future<std::expected<Chain, vmm::Error>> reading_;
   std::unique_ptr<std::expected<Chain, vmm::Error>> chain_; // once it was waited for
 };

@@ -163,7 +163,7 @@ private:
     spdlog::info("{}: running, pid {}, {} vCPU{}; it came from {} ({})", place_->name(), ::getpid(),
                  vm_->cpu_count(), vm_->cpu_count() == 1 ? "" : "s", from.vm, from.source);
     VmProcessEnd end{place_->name(), vm_->wait_for_end(), 0};
-    services_->await_news_heard();
+    services_->await_news_heard(signals_.asked());
     server_->stop();
     signals_.stop();
     end.signal = end.end.kind == vmm::EndKind::kRequested ? signals_.taken() : 0;

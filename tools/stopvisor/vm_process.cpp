@@ -33,6 +33,24 @@ using vmm::Error;
   ::_exit(int(error.status));
 }
 
+// The rest of a snapshot is read while its machine is made, and not after run_vm(), as its process may end then.
+class Reading {
+public:
+  explicit Reading(snapshot::Restoration* restoration) : restoration_(restoration) {
+    if (restoration_ != nullptr)
+      restoration_->read_on();
+  }
+  ~Reading() {
+    if (restoration_ != nullptr)
+      restoration_->end_reading();
+  }
+  Reading(const Reading&) = delete;
+  Reading& operator=(const Reading&) = delete;
+
+private:
+  snapshot::Restoration* restoration_;
+};
+
 // A job that ends by itself when the guest has all of its memory.
 void bring_in_memory(vmm::Vm& vm, vmm::Api& api, const std::string& directory, vmm::ControlPlace& place,
                      snapshot::PlacedDisks& disks) {
@@ -82,8 +100,7 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, snapshot::Restor
   EndingSignals signals([&disks] { disks.remove(); });
   if (auto watching = signals.watching(); !watching)
     return std::unexpected(watching.error());
-  if (restoration != nullptr)
-    restoration->read_on(); // its thread takes none of those signals
+  const Reading reading(restoration); // its thread takes none of those signals
   auto place = config.name.empty() ? vmm::ControlPlace::claim_generated() : vmm::ControlPlace::claim(config.name);
   if (!place) {
     if (place.error().object.empty()) // the name is what is wrong, not the socket
@@ -129,7 +146,7 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, snapshot::Restor
   spdlog::info("{}: running, pid {}, {} vCPU{}", place->name(), ::getpid(), (*vm)->cpu_count(),
                (*vm)->cpu_count() == 1 ? "" : "s");
   VmProcessEnd ended{place->name(), (*vm)->wait_for_end(), 0};
-  services.await_news_heard();
+  services.await_news_heard(signals.asked());
   (*server)->stop();
   signals.stop();
   ended.signal = ended.end.kind == vmm::EndKind::kRequested ? signals.taken() : 0;

@@ -4,6 +4,7 @@
 
 #include <expected>
 #include <span>
+#include <stop_token>
 #include <vector>
 
 #include "tools/migrate/service.h"
@@ -27,8 +28,9 @@ public:
   // Takes up what of a state is ours and not the Vm's, where it is there. CONTEXT: before the guest runs.
   // RETURNS: what is wrong with it.
   [[nodiscard]] std::expected<void, vmm::Error> restore(std::span<const vmm::StateSection> sections);
-  // After the VM's end, where its guest went elsewhere: until who asked for that has heard so, or a moment.
-  void await_news_heard() { migrations_.await_news_heard(); }
+  // After the VM's end, where its guest went elsewhere: until who asked for that has heard so, or some
+  // seconds, or `stop`.
+  void await_news_heard(const std::stop_token& stop) { migrations_.await_news_heard(stop); }
 
 private:
   // What goes along with a VM's own state.

@@ -135,17 +135,22 @@ const Jobs::Job* Jobs::last_of(std::string_view operation) const noexcept {
   return nullptr;
 }
 
-void Jobs::await_heard(std::string_view operation, JobClock::duration unwatched, JobClock::duration watched) {
+void Jobs::await_heard(std::string_view operation, JobClock::duration unwatched, JobClock::duration watched,
+                       const std::stop_token& stop) {
   const auto begin = JobClock::now();
+  const std::stop_callback wake(stop, [this] {
+    const std::lock_guard guard(mutex_); // not between the look at `stop` and the wait
+    changed_.notify_all();
+  });
   std::unique_lock lock(mutex_);
   // Found anew after each wait: it may have been looked at, or forgotten, meanwhile.
-  for (;;) {
+  while (!stop.stop_requested()) {
     const Job* const job = last_of(operation);
     if (job == nullptr || job->heard)
       return;
     auto until = begin + unwatched;
     if (job->looked_at)
-      until = std::max(until, *job->looked_at + watched);
+      until = std::max(until, std::min(begin, *job->looked_at) + watched);
     if (JobClock::now() >= until)
       return;
     (void)changed_.wait_until(lock, until);

@@ -79,8 +79,9 @@ public:
   [[nodiscard]] std::vector<JobView> list() const; // the oldest first
   // Waits until the last job of this kind has ended and somebody has seen that it did (by await()): for news that
   // would be lost with the VM. For `unwatched` at most, and until `watched` after somebody last looked at the job,
-  // who will look again unless he is gone.
-  void await_heard(std::string_view operation, JobClock::duration unwatched, JobClock::duration watched);
+  // who will look again unless he is gone; for `watched` in all, and no longer once `stop` is asked for.
+  void await_heard(std::string_view operation, JobClock::duration unwatched, JobClock::duration watched,
+                   const std::stop_token& stop = {});
   // Asks a job to end, and leave everything as it was; one that is over in that moment stays what it is.
   // RETURNS: false where there is no such job.
   bool cancel(JobId id) noexcept;

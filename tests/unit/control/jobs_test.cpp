@@ -136,6 +136,9 @@ TEST(Jobs, AreHeardOfByWhoWatchesThem) {
   jobs.await_heard("make", seconds(0), kLimit); // nobody has looked
   ASSERT_EQ(jobs.await(*id, JobClock::now())->state, JobState::kRunning);
   jobs.await_heard("make", seconds(0), seconds(0)); // he has been gone for long
+  std::stop_source stop;
+  stop.request_stop();
+  jobs.await_heard("make", kLimit, kLimit, stop.get_token()); // nor where the process is to end
   auto heard = std::async(std::launch::async, [&] { jobs.await_heard("make", seconds(0), kLimit); });
   EXPECT_EQ(heard.wait_for(seconds(0)), std::future_status::timeout);
   step.go_on();

@@ -159,6 +159,58 @@ TEST_F(Door, HandsOverWhoDialsAgainWithTheRightId) {
   EXPECT_NE(reason(place_.call(hello_of(kOurs, LinkRole::kAgain))), "welcomed");
 }
 
+// As a destination does with who says hello and hangs up before he has described a machine.
+TEST_F(Door, LetsAnotherInWhenTheFirstWasOfNoUse) {
+  const auto first = let_in();
+  const auto stream = place_.call(hello_of(kOurs, LinkRole::kStream, 1));
+  ASSERT_EQ(reason(stream), "welcomed");
+  source_.reset();
+  keeper_->let_another_in();
+  Frame frame;
+  EXPECT_FALSE((*stream)->reader().read(frame).has_value()) << "his streams go with him";
+  EXPECT_NE(reason(place_.call(hello_of(kOurs, LinkRole::kStream, 2))).find("belongs to no migration"),
+            std::string::npos);
+  const auto second = place_.call(hello_of(kOther));
+  ASSERT_EQ(reason(second), "welcomed");
+  const auto came = keeper_->await_source({});
+  ASSERT_EQ(reason(came), "welcomed");
+  EXPECT_EQ((*came)->hello().id, hello_of(kOther).id);
+  EXPECT_EQ(reason(place_.call(hello_of(kOther, LinkRole::kStream, 1))), "welcomed");
+  keeper_->hand_over_to([](const std::unique_ptr<Call>&) {});
+  EXPECT_NE(reason(place_.call(hello_of(kOurs, LinkRole::kAgain))).find("is not known here"), std::string::npos);
+  EXPECT_EQ(reason(place_.call(hello_of(kOther, LinkRole::kAgain))), "welcomed");
+}
+
+// He hangs up in any moment of his own welcome or of his stream's: nothing of him is left for who comes then.
+TEST_F(Door, KeepsNothingOfWhoHangsUp) {
+  for (int round = 0; round < 100; ++round) {
+    keeper_.reset();
+    keeper_.emplace("door", place_.listener(), [](const vmm::Error&) {});
+    auto stranger = place_.dial();
+    auto stream = place_.dial();
+    (void)FrameWriter(*stranger).write(FrameKind::kHello, encode(hello_of(kOther)));
+    (void)FrameWriter(*stream).write(FrameKind::kHello, encode(hello_of(kOther, LinkRole::kStream, 1)));
+    stranger.reset();
+    stream.reset();
+    auto waiting = std::async(std::launch::async, [&] {
+      for (;;) {
+        auto came = keeper_->await_source({});
+        if (!came || (*came)->hello().id == hello_of(kOurs).id)
+          return came;
+        came->reset();
+        keeper_->let_another_in();
+      }
+    });
+    auto mine = place_.call(hello_of(kOurs));
+    while (!mine) { // the stranger is in, for as long as it takes to notice
+      ASSERT_NE(reason(mine).find("another migration is arriving"), std::string::npos) << reason(mine);
+      mine = place_.call(hello_of(kOurs));
+    }
+    ASSERT_EQ(reason(waiting.get()), "welcomed");
+    ASSERT_EQ(reason(place_.call(hello_of(kOurs, LinkRole::kStream, 1))), "welcomed");
+  }
+}
+
 TEST_F(Door, EndsWhileSomebodyIsHeard) {
   const auto silent = place_.dial();
   const auto half = place_.dial();

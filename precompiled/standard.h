@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The headers of the C++ library that most files include, parsed once a target (cpp_pch in meson.build). A file still names
-// each header it needs: clang-tidy and -Db_pch=false build without this one.
+// The headers of the C++ library that most files include, parsed once a target (cpp_pch in meson.build). A file
+// still names each header it needs: clang-tidy and -Db_pch=false build without this one.
 #include <algorithm>
 #include <array>
 #include <atomic>
