@@ -21,6 +21,9 @@ namespace {
 // As many vCPUs as there may be where nobody says: room to grow at a cost of a few KiB.
 constexpr uint32_t kRoomForCpus = 32;
 
+// Every x86-64 CPU addresses 36 bits at least (KvmSystem::address_bits()): no need to ask.
+constexpr uint64_t kTakenByAll = uint64_t{32} << 30;
+
 Error wrong(const VmConfig& config, std::string reason) {
   return Error{"start VM", config.name, std::move(reason), Status::kUsage};
 }
@@ -40,7 +43,7 @@ std::expected<void, Error> check(const VmConfig& config, const KvmSystem& system
     return std::unexpected(wrong(config, std::to_string(config.max_cpus) +
                                              " vCPUs are more than this host's KVM gives one machine (at most " +
                                              std::to_string(system.max_cpus()) + ")"));
-  if (config.memory_bytes > system.max_memory_bytes())
+  if (config.memory_bytes > kTakenByAll && config.memory_bytes > system.max_memory_bytes())
     return std::unexpected(
         wrong(config, gibibytes(config.memory_bytes) +
                           " of memory are more than this host's KVM gives one machine (at most " +
@@ -163,9 +166,12 @@ std::expected<void, Error> Vm::Parts::load(const BootFiles& files, std::span<con
 std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
   prepare_kick_signal();
   config.cmdline = boot_cmdline(config);
-  auto system = KvmSystem::open();
+  auto system = KvmSystem::open_early();
   if (!system)
     return std::unexpected(system.error());
+  if (config.memory_bytes > kTakenByAll)
+    if (auto there = system->await_lists(); !there)
+      return std::unexpected(there.error());
   if (config.max_cpus == 0)
     config.max_cpus = std::max(config.cpus, std::min(kRoomForCpus, system->max_cpus()));
   if (auto checked = check(config, *system); !checked)
@@ -182,6 +188,8 @@ std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
   auto kvm = KvmVm::create(*system, config.max_cpus, *memory);
   if (!kvm)
     return std::unexpected(kvm.error());
+  if (auto there = system->await_lists(); !there)
+    return std::unexpected(there.error());
   auto tree = describe_vm(config, stopper::CpuMask::first_n(config.cpus), *memory, kvm->has_pit(), *files);
   if (!tree)
     return std::unexpected(tree.error());
