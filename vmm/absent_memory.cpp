@@ -184,7 +184,7 @@ AbsentMemory::Turn::~Turn() {
 int AbsentMemory::Turn::put(size_t at, size_t bytes, const std::byte* content) {
   for (const size_t end = at + bytes; at < end;) {
     size_t filled = 0;
-    const int refused = memory_.userfault_.fill(block.subspan(at, end - at), content + at, &filled);
+    const int refused = memory_.userfault_.fill(block.subspan(at, end - at), content + at, filled);
     for (const size_t until = at + filled; at < until; at += kPageBytes)
       there_[at / kPageBytes] = true;
     if (refused == 0)

@@ -84,7 +84,7 @@ int Userfault::watch_absent(std::span<std::byte> memory) const noexcept {
   return ::ioctl(fd_.get(), UFFDIO_REGISTER, &order) == 0 ? 0 : errno;
 }
 
-int Userfault::fill(std::span<std::byte> memory, const std::byte* from, size_t* filled) const noexcept {
+int Userfault::fill(std::span<std::byte> memory, const std::byte* from, size_t& filled) const noexcept {
   uffdio_copy order{.dst = reinterpret_cast<uintptr_t>(memory.data()),
                     .src = reinterpret_cast<uintptr_t>(from),
                     .len = memory.size(),
@@ -103,8 +103,7 @@ int Userfault::fill(std::span<std::byte> memory, const std::byte* from, size_t* 
     }
     order.copy = 0;
   }
-  if (filled != nullptr)
-    *filled = memory.size() - (refused != 0 ? order.len : 0);
+  filled = memory.size() - (refused != 0 ? order.len : 0);
   return refused;
 }
 

@@ -35,9 +35,8 @@ public:
   // Touches of pages that are not there, of memory that is not watch()ed.
   [[nodiscard]] int watch_absent(std::span<std::byte> memory) const noexcept;
   // Gives pages that are not there this content, at once for whoever looks, and wakes who waits for one. `from` has
-  // as many bytes. EEXIST where a page is there: `filled`, where it is given, is how many bytes before it were not.
-  [[nodiscard]] int fill(std::span<std::byte> memory, const std::byte* from,
-                         size_t* filled = nullptr) const noexcept;
+  // as many bytes. EEXIST where a page is there. `filled`: how many bytes it did.
+  [[nodiscard]] int fill(std::span<std::byte> memory, const std::byte* from, size_t& filled) const noexcept;
   // The same with zeros, which take no memory until they are written (of a memfd they do). Not of huge pages:
   // EINVAL.
   [[nodiscard]] int fill_with_zeros(std::span<std::byte> memory) const noexcept;

@@ -123,10 +123,6 @@ std::expected<void, vmm::Error> Chain::read_extent(uint64_t number, std::span<st
   return {};
 }
 
-bool Chain::mappable() const noexcept {
-  return members_.size() == 1 && newest().manifest().encoding == Encoding::kRaw;
-}
-
 std::expected<void, vmm::Error> Chain::read_memory(std::span<const std::span<std::byte>> to, const Work& how,
                                                    Progress* progress) const {
   if (progress != nullptr)

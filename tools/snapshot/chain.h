@@ -37,8 +37,6 @@ public:
   [[nodiscard]] std::expected<void, vmm::Error> read_extent(uint64_t number, std::span<std::byte> extent,
                                                             PageSet stale = ~PageSet{}) const;
 
-  // Whether the memory file can be mapped as it is: one full, raw snapshot.
-  [[nodiscard]] bool mappable() const noexcept;
   // Copies all memory, checked. `to` has a piece of memory for each region, by their order, all of it zeros: pages
   // of zeros are not touched, and cost nothing.
   [[nodiscard]] std::expected<void, vmm::Error> read_memory(std::span<const std::span<std::byte>> to,

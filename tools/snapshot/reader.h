@@ -48,6 +48,8 @@ public:
   [[nodiscard]] const std::vector<std::byte>& machine() const noexcept { return machine_; }
   [[nodiscard]] const Sections& state() const noexcept { return state_; }
   [[nodiscard]] const std::vector<Extent>& index() const noexcept { return index_; }
+  // Whether the memory file can be mapped as it is: one that is full and raw.
+  [[nodiscard]] bool mappable() const noexcept { return !manifest_.parent && manifest_.encoding == Encoding::kRaw; }
   [[nodiscard]] int memory_fd() const noexcept { return memory_.get(); }
 
   // Puts this snapshot's own pages of an extent to their places in `extent` (kExtentBytes), checked there: what is

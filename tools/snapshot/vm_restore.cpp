@@ -69,11 +69,10 @@ std::expected<Restoration, vmm::Error> Restoration::open(const RestoreOptions& o
   auto newest = Snapshot::describe(kept->directory, open_options(*kept, stop_reading.get_token()));
   if (!newest)
     return std::unexpected(std::move(newest.error()));
-  const Manifest& manifest = newest->manifest();
   if (kept->share && kept->key)
     return std::unexpected(refused(kept->directory, "is sealed with a key, and the pages of a file that is shared "
                                                     "follow the file after they were checked"));
-  if (kept->share && (manifest.parent || manifest.encoding != Encoding::kRaw))
+  if (kept->share && !newest->mappable())
     return std::unexpected(refused(kept->directory,
                                    "is compressed or incremental: its memory is no file that could "
                                    "be shared ('snapshot chain merge' makes one)"));

@@ -44,7 +44,7 @@ TEST_F(RoundTripTest, ARawSnapshotCanBeMappedAsItIs) {
   make("a");
   const auto chain = Chain::open(path("a"), {});
   ASSERT_TRUE(chain.has_value());
-  ASSERT_TRUE(chain->mappable());
+  ASSERT_TRUE(chain->newest().mappable());
   const Region high = chain->regions().at(1);
   EXPECT_EQ(high.offset % kRegionAlignment, 0U);
   void* const mapped = ::mmap(nullptr, high.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, chain->newest().memory_fd(),
