@@ -30,6 +30,7 @@
 #include <vector>
 
 #include "vmm/error.h"
+#include "vmm/guest_memory.h"
 #include "vmm/progress.h"
 #include "vmm/unique_fd.h"
 #include "vmm/userfault.h"
@@ -88,7 +89,6 @@ public:
   [[nodiscard]] uint64_t touched_blocks() const; // that somebody waited for
 
 private:
-  static constexpr uint64_t kHugePageBytes = 2 << 20;
   enum class State : uint8_t { kAbsent, kBusy, kPresent, kBad };
   // Room for a block, all of it touched: the kernel copies from pages that are not there much slower.
   struct Buffer {

@@ -14,7 +14,6 @@
 namespace stopvisor::vmm {
 namespace {
 
-constexpr uint64_t kHugePageBytes = 2ULL << 20;
 // Above what any x86 CPU addresses (52 bits), and far below where the sums here could wrap.
 constexpr uint64_t kMaxMemoryBytes = 1ULL << 46;
 constexpr std::string_view kOperation = "guest memory";

@@ -23,6 +23,7 @@ namespace stopvisor::vmm {
 inline constexpr uint64_t kHoleStart = 0xc000'0000;
 inline constexpr uint64_t kHoleEnd = 0x1'0000'0000;
 inline constexpr uint64_t kPageBytes = 4096;
+inline constexpr uint64_t kHugePageBytes = 2 << 20; // of the host's larger pages, and of KVM's
 
 enum class MemoryBacking {
   kAnonymous, // private anonymous memory, transparent huge pages asked for

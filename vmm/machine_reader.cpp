@@ -2,10 +2,13 @@
 #include "vmm/machine_reader.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
 #include <map>
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "stopper/cpu_mask.h"
 #include "vmm/machine_description.h"
@@ -245,6 +248,12 @@ std::expected<VmConfig, Error> read_machine(std::span<const std::byte> tree) {
   if (tree.size() > kMaxMachineBytes)
     return std::unexpected(Error{"machine description", "",
                                  "larger than " + std::to_string(kMaxMachineBytes >> 20) + " MiB", Status::kUsage});
+  std::vector<uint64_t> aligned; // libfdt reads trees at multiples of 8
+  if (reinterpret_cast<uintptr_t>(tree.data()) % sizeof(uint64_t) != 0) {
+    aligned.resize(tree.size() / sizeof(uint64_t) + 1);
+    std::memcpy(aligned.data(), tree.data(), tree.size());
+    tree = std::as_bytes(std::span(aligned)).first(tree.size());
+  }
   Gathered gathered;
   if (auto done = for_each_node(tree, [&](const TreeNode& node) { return gathered.take(node); }); !done)
     return std::unexpected(done.error());

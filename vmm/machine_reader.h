@@ -18,7 +18,7 @@ namespace stopvisor::vmm {
 
 inline constexpr size_t kMaxMachineBytes = 4 << 20; // of a description
 
-// `tree`: hostile bytes, aligned to 8. CONTEXT: any thread, does not block.
+// `tree`: hostile bytes. CONTEXT: any thread, does not block.
 // RETURNS: the configuration, its serial port going nowhere; kUsage, naming node and property, for anything that is
 // no description of a machine we make. The files it names are not looked at.
 [[nodiscard]] std::expected<VmConfig, Error> read_machine(std::span<const std::byte> tree);

@@ -11,7 +11,6 @@ namespace stopvisor::vmm {
 namespace {
 
 constexpr uint64_t kBlockBytes = 1 << 20;
-constexpr uint64_t kHugePageBytes = 2 << 20;
 
 } // namespace
 

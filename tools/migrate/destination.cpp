@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/migrate/destination.h"
 
-#include <algorithm>
-#include <cstring>
 #include <tuple>
 #include <utility>
 
+#include "tools/migrate/arriving_machine.h"
 #include "tools/migrate/page_receiver.h"
 #include "tools/snapshot/digest.h"
-#include "tools/snapshot/disk_image.h"
-#include "vmm/machine_reader.h"
 
 namespace stopvisor::migrate {
 namespace {
@@ -50,6 +47,10 @@ Destination::~Destination() {
   doorkeeper_.hand_over_to(nullptr); // nobody pushes events after this
   answering_ = {};                   // joined
   ear_.reset();
+}
+
+Arrival Destination::arrival() const {
+  return {options_.operation, view().vm};
 }
 
 Error Destination::error(std::string reason, Status status) const {
@@ -118,53 +119,12 @@ std::expected<vmm::VmConfig, Error> Destination::hear_machine() {
   if (!frame)
     return std::unexpected(options_.stop.stop_requested() ? error("was cancelled") : frame.error());
   auto facts = decode_machine(options_.operation, frame->payload);
-  auto config = facts ? config_of(*facts) : std::unexpected(facts.error());
+  auto config = facts ? config_of(arrival(), *facts) : std::unexpected(facts.error());
   if (!config)
     return config;
   facts_ = *std::move(facts);
   progress_.total_bytes.store(config->memory_bytes, std::memory_order_relaxed); // for people
   return config;
-}
-
-// The machine that the source describes, as a configuration of ours.
-std::expected<vmm::VmConfig, Error> Destination::config_of(const MachineFacts& facts) const {
-  const auto tree = std::ranges::find(facts.requirements, static_cast<uint32_t>(vmm::StateKind::kMachine),
-                                      &vmm::StateSection::kind);
-  if (tree == facts.requirements.end() || tree->payload.empty() || tree->payload.size() > vmm::kMaxMachineBytes)
-    return std::unexpected(error("the source does not describe its machine", Status::kRefused));
-  std::vector<uint64_t> aligned(tree->payload.size() / sizeof(uint64_t) + 1);
-  std::memcpy(aligned.data(), tree->payload.data(), tree->payload.size());
-  auto config = vmm::read_machine(std::as_bytes(std::span(aligned)).first(tree->payload.size()));
-  if (!config)
-    return std::unexpected(
-        error("the source's machine: " + config.error().object + ": " + config.error().reason, Status::kRefused));
-  if (facts.cpus == 0 || facts.streams == 0 || facts.streams > kMaxLinks ||
-      facts.disks.size() != config->disks.size())
-    return std::unexpected(error("the source's numbers of vCPUs, streams or disks cannot be", Status::kRefused));
-  config->cpus = facts.cpus; // online or not: the description tells of those that were offered last
-  config->max_cpus = std::max(config->max_cpus, config->cpus);
-  config->bare = true;
-  config->start_held = true;
-  config->disks_unlocked = true;
-  return config;
-}
-
-// Before anything moves.
-std::expected<void, Error> Destination::check(const MachineFacts& facts, const vmm::Vm& vm) const {
-  const bool alike = std::ranges::equal(vm.memory().slots(), facts.memory,
-                                        [](const vmm::MemorySlot& slot, const MemoryRegion& region) {
-                                          return slot.base.value == region.gpa && slot.size_bytes == region.bytes;
-                                        });
-  if (!alike)
-    return std::unexpected(error("guest memory lies elsewhere at the source", Status::kRefused));
-  const std::vector<int> images = vm.disk_images();
-  for (size_t number = 0; number < images.size() && number < facts.disks.size(); ++number)
-    if (const uint64_t here = snapshot::image_at(images[number]).bytes; here != facts.disks[number].bytes)
-      return std::unexpected(error("disk " + std::to_string(number) + ": " + vm.config().disks[number].path +
-                                       " has " + std::to_string(here) + " bytes, at the source it has " +
-                                       std::to_string(facts.disks[number].bytes),
-                                   Status::kRefused));
-  return vm.check_requirements(facts.requirements);
 }
 
 std::expected<void, Error> Destination::receive(vmm::Vm& vm, const DestinationSteps& steps) {
@@ -181,7 +141,7 @@ std::expected<void, Error> Destination::receive(vmm::Vm& vm, const DestinationSt
 
 std::expected<void, Error> Destination::load(vmm::Vm& vm, const DestinationSteps& steps,
                                              std::optional<vmm::UrgentForAWhile>& urgent) {
-  if (auto fits = check(facts_, vm); !fits)
+  if (auto fits = check_machine(arrival(), facts_, vm); !fits)
     return fits;
   // Not any more once all is there: await_decision() hears of it then, and has an answer.
   std::optional<std::stop_callback<std::function<void()>>> cut;

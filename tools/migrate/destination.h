@@ -97,8 +97,6 @@ private:
   };
   void take(std::unique_ptr<Call> control);
   [[nodiscard]] std::expected<vmm::VmConfig, vmm::Error> hear_machine();
-  [[nodiscard]] std::expected<vmm::VmConfig, vmm::Error> config_of(const MachineFacts& facts) const;
-  [[nodiscard]] std::expected<void, vmm::Error> check(const MachineFacts& facts, const vmm::Vm& vm) const;
   [[nodiscard]] std::expected<void, vmm::Error> load(vmm::Vm& vm, const DestinationSteps& steps,
                                                      std::optional<vmm::UrgentForAWhile>& urgent);
   [[nodiscard]] std::expected<void, vmm::Error> get_ready(vmm::Vm& vm, const DestinationSteps& steps,
@@ -114,6 +112,7 @@ private:
   [[nodiscard]] bool answer(Event event);
   void answer_from_now_on();
   void answer_for_a_while();
+  [[nodiscard]] struct Arrival arrival() const;
   [[nodiscard]] vmm::Error error(std::string reason, vmm::Status status = vmm::Status::kFailed) const;
 
   Doorkeeper& doorkeeper_;

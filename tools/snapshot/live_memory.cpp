@@ -12,9 +12,7 @@ namespace stopvisor::snapshot {
 static_assert(kExtentBytes == vmm::FrozenMemory::kExtentBytes);
 
 using vmm::Error;
-namespace {
-constexpr uint64_t kHugePageBytes = 2 << 20;
-}
+namespace {}
 
 LiveMemory::LiveMemory(vmm::Vm& vm) : vm_(vm) {
   const auto slots = vm.memory().slots();
@@ -40,7 +38,7 @@ std::expected<std::unique_ptr<LiveMemory>, Error> LiveMemory::prepare(vmm::Vm& v
         Error{options.operation, vm.config().name, "another live snapshot is being written", vmm::Status::kBusy});
   std::unique_ptr<LiveMemory> live(new LiveMemory(vm));      // leaves the place, come what may
   if (vm.memory().backing() == vmm::MemoryBacking::kHugetlb) // whose pages are protected as wholes
-    options.cluster_bytes = std::max(options.cluster_bytes, kHugePageBytes);
+    options.cluster_bytes = std::max(options.cluster_bytes, vmm::kHugePageBytes);
   live->operation_ = options.operation;
   // One mapping, whatever hole the guest sees in it.
   auto frozen =
