@@ -48,10 +48,22 @@ UniqueFd own_output(int fd) {
 }
 
 std::expected<std::unique_ptr<SerialOutput>, Error> SerialOutput::to_file(const std::string& path) {
-  UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, 0666));
+  UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, 0666));
   if (!file)
     return std::unexpected(system_error(kOperation, path, errno));
-  return start(std::move(file));
+  auto output = start(std::move(file));
+  if (output)
+    (*output)->path_ = path;
+  return output;
+}
+
+std::expected<void, Error> SerialOutput::empty_file() {
+  struct stat status{};
+  if (path_.empty() || ::fstat(target_.get(), &status) != 0 || !S_ISREG(status.st_mode))
+    return {};
+  if (::ftruncate(target_.get(), 0) != 0)
+    return std::unexpected(system_error(kOperation, path_, errno));
+  return {};
 }
 
 std::expected<std::unique_ptr<SerialOutput>, Error> SerialOutput::to_fd(int fd) {

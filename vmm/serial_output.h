@@ -44,7 +44,7 @@ public:
   static constexpr size_t kBufferBytes = 1 << 20;
   static constexpr std::chrono::seconds kDrainLimit{1};
 
-  // Writes to the file at `path`, made or cut to nothing. RETURNS: kFailed where it cannot be opened.
+  // Writes to the file at `path`, made where there is none. RETURNS: kFailed where it cannot be opened.
   [[nodiscard]] static std::expected<std::unique_ptr<SerialOutput>, Error> to_file(const std::string& path);
   // Writes to what `fd` refers to, through a descriptor of its own: the caller's is left as it is, in
   // blocking mode too. RETURNS: kFailed for a bad descriptor.
@@ -54,6 +54,10 @@ public:
   ~SerialOutput() override;
   SerialOutput(const SerialOutput&) = delete;
   SerialOutput& operator=(const SerialOutput&) = delete;
+
+  // Cuts to nothing what to_file() has found: for who is sure that a guest will write there. Nothing where it is no
+  // regular file, as O_TRUNC does. CONTEXT: before the first put(). RETURNS: kFailed.
+  [[nodiscard]] std::expected<void, Error> empty_file();
 
   void put(std::byte byte) noexcept override;
 
@@ -77,6 +81,7 @@ private:
   const UniqueFd target_;
   const UniqueFd wake_; // eventfd: ends a wait for the reader
   bool is_socket_ = false;
+  std::string path_; // of to_file()
 
   mutable std::mutex lock_; // a leaf: nothing is called while it is held
   std::condition_variable filled_;

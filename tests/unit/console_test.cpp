@@ -13,6 +13,8 @@
 #include <array>
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <future>
 #include <string>
 
@@ -117,6 +119,27 @@ TEST(SerialOutput, FileThatCannotBeOpenedIsNamed) {
   const auto output = SerialOutput::to_file("/");
   ASSERT_FALSE(output);
   EXPECT_EQ(output.error().message(), "serial output: /: Is a directory");
+}
+
+TEST(SerialOutput, FileKeepsWhatItHasUntilItIsEmptied) {
+  const std::string path = ::testing::TempDir() + "serial-output-" + std::to_string(::getpid());
+  std::ofstream(path) << "of the last guest";
+  const auto size = [&path] { return std::filesystem::file_size(path); };
+  auto output = SerialOutput::to_file(path);
+  ASSERT_TRUE(output) << output.error().message();
+  EXPECT_EQ(size(), 17U);
+  ASSERT_TRUE((*output)->empty_file());
+  EXPECT_EQ(size(), 0U);
+  put(**output, "new");
+  output->reset(); // written
+  EXPECT_EQ(size(), 3U);
+  std::filesystem::remove(path);
+}
+
+TEST(SerialOutput, OnlyRegularFilesAreEmptied) {
+  auto output = SerialOutput::to_file("/dev/null");
+  ASSERT_TRUE(output) << output.error().message();
+  EXPECT_TRUE((*output)->empty_file());
 }
 
 std::string fed(ConsoleEscape& escape, std::string_view keys, bool& quit) {
