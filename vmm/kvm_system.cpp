@@ -55,33 +55,21 @@ constexpr std::array kNeeded{
 } // namespace
 
 std::expected<KvmSystem, Error> KvmSystem::open(const std::string& path) {
-  auto system = open_early(path);
+  auto system = open_unread(path);
   if (system)
-    if (auto there = system->await_lists(); !there)
-      return std::unexpected(there.error());
+    if (auto read = system->read_lists(); !read)
+      return std::unexpected(read.error());
   return system;
 }
 
-std::expected<KvmSystem, Error> KvmSystem::open_early(const std::string& path) {
+std::expected<KvmSystem, Error> KvmSystem::open_unread(const std::string& path) {
   KvmSystem system;
   system.fd_.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC));
   if (!system.fd_)
     return std::unexpected(cannot_open(path, errno));
   if (auto checked = system.check(path); !checked)
     return std::unexpected(checked.error());
-  const auto how = std::launch::async | std::launch::deferred; // when they are asked for, without threads
-  system.reading_ = std::async(how, [fd = system.fd_.get()] { return read_lists(fd); });
   return system;
-}
-
-std::expected<void, Error> KvmSystem::await_lists() {
-  if (!reading_.valid())
-    return {};
-  auto lists = reading_.get();
-  if (!lists)
-    return std::unexpected(std::move(lists.error()));
-  lists_ = *std::move(lists);
-  return {};
 }
 
 int KvmSystem::capability(unsigned long which) const noexcept {
@@ -98,8 +86,8 @@ uint64_t KvmSystem::max_memory_bytes() const noexcept {
 
 unsigned KvmSystem::address_bits() const noexcept {
   constexpr unsigned kLeast = 36; // Intel SDM volume 2, CPUID: where the leaf is missing
-  const auto leaf = std::ranges::find(lists_.cpuid, 0x8000'0008U, &kvm_cpuid_entry2::function);
-  return leaf == lists_.cpuid.end() ? kLeast : leaf->eax & 0xff;
+  const auto leaf = std::ranges::find(cpuid_, 0x8000'0008U, &kvm_cpuid_entry2::function);
+  return leaf == cpuid_.end() ? kLeast : leaf->eax & 0xff;
 }
 
 std::expected<void, Error> KvmSystem::check(const std::string& path) {
@@ -129,24 +117,25 @@ std::expected<void, Error> KvmSystem::check(const std::string& path) {
   return {};
 }
 
-std::expected<KvmSystem::Lists, Error> KvmSystem::read_lists(int fd) {
-  Lists lists;
+std::expected<void, Error> KvmSystem::read_lists() {
+  if (!msrs_.empty())
+    return {};
   constexpr uint32_t kMostLeaves = 256; // KVM_MAX_CPUID_ENTRIES
   KvmCpuidList leaves(kMostLeaves);
   leaves.head()->count = kMostLeaves;
-  if (::ioctl(fd, kKvmGetSupportedCpuid, leaves.head()) != 0)
+  if (::ioctl(fd_.get(), kKvmGetSupportedCpuid, leaves.head()) != 0)
     return std::unexpected(system_error(kOperation, "KVM_GET_SUPPORTED_CPUID", errno));
   const auto known = leaves.entries().first(std::min(leaves.head()->count, kMostLeaves));
-  lists.cpuid.assign(known.begin(), known.end());
+  cpuid_.assign(known.begin(), known.end());
 
   constexpr uint32_t kMostMsrs = 4096; // far more than there are; E2BIG where not
   KvmMsrIndices msrs(kMostMsrs);
   msrs.head()->count = kMostMsrs;
-  if (::ioctl(fd, kKvmGetMsrIndexList, msrs.head()) != 0)
+  if (::ioctl(fd_.get(), kKvmGetMsrIndexList, msrs.head()) != 0)
     return std::unexpected(system_error(kOperation, "KVM_GET_MSR_INDEX_LIST", errno));
   const auto indices = msrs.entries().first(std::min(msrs.head()->count, kMostMsrs));
-  lists.msrs.assign(indices.begin(), indices.end());
-  return lists;
+  msrs_.assign(indices.begin(), indices.end());
+  return {};
 }
 
 std::expected<UniqueFd, Error> KvmSystem::create_vm() const {

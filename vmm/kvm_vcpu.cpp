@@ -85,6 +85,14 @@ constexpr uint64_t kLongModeActive = 0x400;
 
 std::expected<KvmVcpu, Error> KvmVcpu::create(const KvmSystem& system, const KvmVm& vm, uint32_t cpu,
                                               uint32_t cpus) {
+  auto vcpu = open(system, vm, cpu);
+  if (vcpu)
+    if (auto done = vcpu->set_up(system, cpu, cpus); !done)
+      return std::unexpected(done.error());
+  return vcpu;
+}
+
+std::expected<KvmVcpu, Error> KvmVcpu::open(const KvmSystem& system, const KvmVm& vm, uint32_t cpu) {
   auto fd = vm.create_vcpu(cpu);
   if (!fd)
     return std::unexpected(fd.error());
@@ -97,21 +105,24 @@ std::expected<KvmVcpu, Error> KvmVcpu::create(const KvmSystem& system, const Kvm
   vcpu.run_bytes_ = system.run_page_bytes();
   const auto sets = static_cast<uint64_t>(system.capability(KVM_CAP_SYNC_REGS));
   vcpu.exits_note_ = (sets & kNotedSets) == kNotedSets;
+  return vcpu;
+}
 
+std::expected<void, Error> KvmVcpu::set_up(const KvmSystem& system, uint32_t cpu, uint32_t cpus) const {
   const auto leaves = guest_cpuid(system, cpu, cpus);
   KvmCpuidList list(leaves.size());
   list.head()->count = static_cast<uint32_t>(leaves.size());
   std::copy(leaves.begin(), leaves.end(), list.entries().begin());
-  if (::ioctl(vcpu.fd_.get(), kKvmSetCpuid2, list.head()) != 0)
+  if (::ioctl(fd_.get(), kKvmSetCpuid2, list.head()) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_CPUID2"));
 
-  set_firmware_msrs(vcpu.fd_.get(), system.address_bits());
+  set_firmware_msrs(fd_.get(), system.address_bits());
   // KVM has made vCPU 0 runnable and the others wait for INIT/SIPI; said here so that it holds on every KVM.
   kvm_mp_state state{};
   state.mp_state = cpu == 0 ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED;
-  if (::ioctl(vcpu.fd_.get(), KVM_SET_MP_STATE, &state) != 0)
+  if (::ioctl(fd_.get(), KVM_SET_MP_STATE, &state) != 0)
     return std::unexpected(ioctl_failed("KVM_SET_MP_STATE"));
-  return vcpu;
+  return {};
 }
 
 KvmVcpu::~KvmVcpu() {

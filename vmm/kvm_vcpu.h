@@ -31,6 +31,9 @@ public:
   // vector, the others waiting for INIT/SIPI. RETURNS: kFailed, naming the ioctl.
   [[nodiscard]] static std::expected<KvmVcpu, Error> create(const KvmSystem& system, const KvmVm& vm, uint32_t cpu,
                                                             uint32_t cpus);
+  // The two halves of it: KVM numbers vCPUs in the order of the first; the second can be done to several at once.
+  [[nodiscard]] static std::expected<KvmVcpu, Error> open(const KvmSystem& system, const KvmVm& vm, uint32_t cpu);
+  [[nodiscard]] std::expected<void, Error> set_up(const KvmSystem& system, uint32_t cpu, uint32_t cpus) const;
   ~KvmVcpu();
   KvmVcpu(KvmVcpu&& other) noexcept;
   KvmVcpu& operator=(KvmVcpu&&) = delete;

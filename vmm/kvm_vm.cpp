@@ -34,8 +34,14 @@ struct KvmVm::PitMaker {
 };
 
 KvmVm::KvmVm(UniqueFd fd) noexcept : fd_(std::move(fd)) {}
+KvmVm::KvmVm() = default;
 KvmVm::~KvmVm() = default;
 KvmVm::KvmVm(KvmVm&&) noexcept = default;
+KvmVm& KvmVm::operator=(KvmVm&&) noexcept = default;
+
+bool KvmVm::has_pit(const KvmSystem& system) noexcept {
+  return system.capability(KVM_CAP_PIT2) != 0 && system.capability(KVM_CAP_PIT_STATE2) != 0;
+}
 
 std::expected<KvmVm, Error> KvmVm::create(const KvmSystem& system, uint32_t cpus, const GuestMemory& memory) {
   auto fd = system.create_vm();
@@ -53,7 +59,7 @@ std::expected<KvmVm, Error> KvmVm::create(const KvmSystem& system, uint32_t cpus
   if (!initial)
     return std::unexpected(std::move(initial.error()));
   vm.initial_ = *initial;
-  vm.has_pit_ = system.capability(KVM_CAP_PIT2) != 0 && system.capability(KVM_CAP_PIT_STATE2) != 0;
+  vm.has_pit_ = has_pit(system);
   return vm;
 }
 

@@ -25,11 +25,13 @@ public:
   // CONTEXT: any thread. RETURNS: kFailed, naming the ioctl that failed.
   [[nodiscard]] static std::expected<KvmVm, Error> create(const KvmSystem& system, uint32_t cpus,
                                                           const GuestMemory& memory);
+  KvmVm(); // none yet
   ~KvmVm();
   KvmVm(KvmVm&&) noexcept;
-  KvmVm& operator=(KvmVm&&) = delete;
+  KvmVm& operator=(KvmVm&&) noexcept;
 
-  // Whether it gets a PIT: where KVM has one.
+  // Whether its VMs get a PIT: where KVM has one.
+  [[nodiscard]] static bool has_pit(const KvmSystem& system) noexcept;
   [[nodiscard]] bool has_pit() const noexcept { return has_pit_; }
   // KVM takes milliseconds to make it (a kernel thread, and waits for readers of its tables), and holds the VM's
   // lock meanwhile: create_vcpu(), add_irqfd() and add_ioeventfd() wait for it. Others go on, so a thread makes it.

@@ -25,6 +25,10 @@ std::expected<void, Error> Vm::start() {
   return started;
 }
 
+std::expected<void, Error> Vm::await_made() {
+  return parts_->await_made();
+}
+
 VmEnd Vm::wait_for_end() {
   parts_->life.await_end();
   parts_->join();
@@ -192,6 +196,9 @@ std::expected<uint64_t, Error> Vm::tsc(uint32_t cpu) const {
 
 std::expected<std::vector<StateSection>, Error> Vm::save_state() {
   return parts_->save_state();
+}
+std::expected<void, Error> Vm::bring_needed(std::span<const StateSection> sections) {
+  return parts_->bring_needed(sections);
 }
 std::expected<void, Error> Vm::restore_state(std::span<const StateSection> sections, RestoreChoices choices) {
   return parts_->restore_state(sections, choices);

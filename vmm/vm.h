@@ -115,6 +115,13 @@ public:
   // Opens KVM, maps memory, loads the kernel, makes vCPUs and devices. No vCPU runs yet.
   // RETURNS: kUsage for a bad configuration, kFailed for what the host or a file refuses.
   [[nodiscard]] static std::expected<std::unique_ptr<Vm>, Error> create(VmConfig config);
+  // The same of a bare machine, whose making goes on by a thread: memory can be put into it meanwhile
+  // (take_memory_from(), bring_needed()), and await_made() comes before anything else but the destructor.
+  // RETURNS: as create(), of what is known at once.
+  [[nodiscard]] static std::expected<std::unique_ptr<Vm>, Error> begin(VmConfig config);
+  // Makes the rest of it. CONTEXT: after begin(), once; blocks shortly. RETURNS: as create(); the VM is of no use
+  // after an error.
+  [[nodiscard]] std::expected<void, Error> await_made();
   // Ends the VM if it still runs, joins every thread.
   ~Vm();
   Vm(const Vm&) = delete;
@@ -224,6 +231,11 @@ public:
   // AbsentMemory tells of `failed`, and of errors.
   [[nodiscard]] std::expected<void, Error> take_memory_from(std::unique_ptr<MemoryOrigin> origin,
                                                             std::function<void(const Error&)> failed);
+  // Brings in, of such memory, what restoring a state needs: where the VM generation ID is written, and what KVM
+  // reads and writes for a vCPU; nobody could tell KVM that a page is bad. CONTEXT: before restore_state(); blocks
+  // while it is read. `sections` are those to be restored, and may be anything. RETURNS: the origin's errors,
+  // kFailed, naming the section.
+  [[nodiscard]] std::expected<void, Error> bring_needed(std::span<const StateSection> sections);
   // What a file has: GuestMemory::map_file().
   [[nodiscard]] std::expected<void, Error> map_memory(int fd, std::span<const uint64_t> offsets);
   // Null where all memory was always there. CONTEXT: any thread.

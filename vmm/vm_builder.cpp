@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vm::create(): checks a configuration and builds the machine from it, up to the point where it could run.
+// Vm::create() and begin(): check a configuration and build the machine from it, up to the point where it could
+// run.
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <future>
+#include <latch>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -79,10 +86,10 @@ std::expected<std::unique_ptr<SerialOutput>, Error> open_output(const VmConfig& 
 
 } // namespace
 
-Vm::Parts::Parts(VmConfig its_config, KvmSystem its_system, GuestMemory its_memory, KvmVm its_kvm,
+Vm::Parts::Parts(VmConfig its_config, KvmSystem its_system, GuestMemory its_memory,
                  std::unique_ptr<SerialOutput> its_output)
     : config(std::move(its_config)), system(std::move(its_system)), memory(std::move(its_memory)),
-      kvm(std::move(its_kvm)), output(std::move(its_output)),
+      output(std::move(its_output)),
       serial(&console_ring, [this](bool level) { kvm.set_irq_line(kSerialGsi, level); }),
       power(requests_of("power device"),
             [this] { // an edge
@@ -107,8 +114,6 @@ Vm::Parts::Parts(VmConfig its_config, KvmSystem its_system, GuestMemory its_memo
       reset_control(requests_of("reset control register")), life([this] { let_out(); }),
       machine(config.max_cpus, *this, 1 + static_cast<uint32_t>(virtio::places(config).size())), stops(machine),
       vcpus(config.max_cpus) {}
-
-Vm::Parts::~Parts() = default;
 
 std::expected<void, Error> Vm::Parts::attach_devices(std::vector<std::unique_ptr<virtio::Device>> devices) {
   if (auto done = ports.attach(kSerialPort, Serial16550::kPortCount, serial); !done)
@@ -144,17 +149,75 @@ std::expected<void, Error> Vm::Parts::attach_devices(std::vector<std::unique_ptr
   return {};
 }
 
-std::expected<void, Error> Vm::Parts::make_vcpus() {
-  for (uint32_t cpu = 0; cpu < config.cpus; ++cpu) {
-    auto vcpu = make_vcpu(cpu);
-    if (!vcpu)
-      return std::unexpected(vcpu.error());
-    vcpus.next() = std::move(*vcpu);
-    vcpus.publish();
-    cpu_device.add(cpu, false);
+// What a thread makes of KVM's: the VM, whose memory slots take milliseconds where memory is large, and then vCPUs,
+// together with whoever waits for them.
+struct Vm::Parts::Making {
+  explicit Making(Parts& its_parts) : parts(its_parts), vcpus(parts.config.cpus) {}
+
+  // The thread's.
+  [[nodiscard]] std::expected<void, Error> run() {
+    auto done = open();
+    is_open = done.has_value();
+    opening.count_down();
+    return done ? set_up() : done;
   }
-  return {};
-}
+  // CONTEXT: both, once KVM has all of them. The first error keeps the other from beginning one more.
+  [[nodiscard]] std::expected<void, Error> set_up() {
+    // Relaxed: each is taken once, and what it is about was there before.
+    for (uint32_t cpu = 0; (cpu = next.fetch_add(1, std::memory_order_relaxed)) < vcpus.size();) {
+      vcpus[cpu] = parts.make_vcpu(cpu, std::move(opened[cpu]));
+      if (!vcpus[cpu]) {
+        next.store(parts.config.cpus, std::memory_order_relaxed);
+        return std::unexpected(vcpus[cpu].error());
+      }
+    }
+    return {};
+  }
+  // What KVM can give a vCPU. CONTEXT: both; the second waits for the first.
+  [[nodiscard]] std::expected<void, Error> read_lists() {
+    const std::lock_guard guard(lists_lock);
+    return parts.system.read_lists();
+  }
+  // RETURNS: whether KVM has all vCPUs. CONTEXT: who waits; blocks.
+  [[nodiscard]] bool await_open() {
+    if (work.wait_for(std::chrono::seconds(0)) == std::future_status::deferred)
+      work.wait(); // there was no thread: it is done now, all of it
+    opening.wait();
+    return is_open;
+  }
+
+  Parts& parts;
+  std::mutex lists_lock; // a leaf
+  std::latch opening{1};
+  bool is_open = false; // before the latch goes down
+  std::vector<KvmVcpu> opened;
+  std::vector<std::expected<std::unique_ptr<Vcpu>, Error>> vcpus; // set up: each by one of the two
+  std::atomic<uint32_t> next{0};
+  std::future<std::expected<void, Error>> work; // last: ends before the others do
+
+private:
+  std::expected<void, Error> open() noexcept {
+    try {
+      auto made = KvmVm::create(parts.system, parts.config.max_cpus, parts.memory);
+      if (!made)
+        return std::unexpected(std::move(made.error()));
+      parts.kvm = *std::move(made);
+      if (auto read = read_lists(); !read)
+        return read;
+      for (uint32_t cpu = 0; cpu < vcpus.size(); ++cpu) { // KVM numbers them in this order
+        auto vcpu = KvmVcpu::open(parts.system, parts.kvm, cpu);
+        if (!vcpu)
+          return std::unexpected(std::move(vcpu.error()));
+        opened.push_back(*std::move(vcpu));
+      }
+      return {};
+    } catch (const std::exception& failure) { // no memory: somebody waits for the latch
+      return std::unexpected(Error{"start VM", parts.config.name, failure.what()});
+    }
+  }
+};
+
+Vm::Parts::~Parts() = default;
 
 std::expected<void, Error> Vm::Parts::load(const BootFiles& files, std::span<const std::byte> tree) {
   const auto entry = load_vm(config, memory, files, wanted_cpus(), tree);
@@ -163,15 +226,15 @@ std::expected<void, Error> Vm::Parts::load(const BootFiles& files, std::span<con
   return std::visit([this](const auto& at) { return vcpus[0].thread.vcpu().set_entry(at); }, *entry);
 }
 
-std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
+std::expected<std::unique_ptr<Vm::Parts>, Error> Vm::Parts::begin(VmConfig config, BootFiles& files) {
   prepare_kick_signal();
   config.cmdline = boot_cmdline(config);
-  auto system = KvmSystem::open_early();
+  auto system = KvmSystem::open_unread();
   if (!system)
     return std::unexpected(system.error());
   if (config.memory_bytes > kTakenByAll)
-    if (auto there = system->await_lists(); !there)
-      return std::unexpected(there.error());
+    if (auto read = system->read_lists(); !read)
+      return std::unexpected(read.error());
   if (config.max_cpus == 0)
     config.max_cpus = std::max(config.cpus, std::min(kRoomForCpus, system->max_cpus()));
   if (auto checked = check(config, *system); !checked)
@@ -179,40 +242,77 @@ std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
   auto devices = virtio::make_devices(config);
   if (!devices)
     return std::unexpected(devices.error());
-  auto files = config.bare ? BootFiles() : BootFiles::read(config); // they may be long gone
-  if (!files)
-    return std::unexpected(files.error());
+  if (!config.bare) {
+    auto read = BootFiles::read(config);
+    if (!read)
+      return std::unexpected(read.error());
+    files = *std::move(read);
+  }
   auto memory = GuestMemory::create(config.memory_bytes, config.backing);
   if (!memory)
     return std::unexpected(memory.error());
-  auto kvm = KvmVm::create(*system, config.max_cpus, *memory);
-  if (!kvm)
-    return std::unexpected(kvm.error());
-  if (auto there = system->await_lists(); !there)
-    return std::unexpected(there.error());
-  auto tree = describe_vm(config, stopper::CpuMask::first_n(config.cpus), *memory, kvm->has_pit(), *files);
-  if (!tree)
-    return std::unexpected(tree.error());
   auto output = open_output(config);
   if (!output)
     return std::unexpected(output.error());
+  auto parts =
+      std::make_unique<Parts>(std::move(config), *std::move(system), *std::move(memory), *std::move(output));
+  parts->unattached = *std::move(devices);
+  parts->making = std::make_unique<Making>(*parts);
+  parts->making->work = std::async(std::launch::async | std::launch::deferred, // later, where no thread is left
+                                   [making = parts->making.get()] { return making->run(); });
+  if (auto read = parts->making->read_lists(); !read)
+    return std::unexpected(read.error());
+  auto tree = describe_vm(parts->config, stopper::CpuMask::first_n(parts->config.cpus), parts->memory,
+                          KvmVm::has_pit(parts->system), files);
+  if (!tree)
+    return std::unexpected(tree.error());
+  parts->device_tree = *std::move(tree);
+  return parts;
+}
 
-  auto parts = std::make_unique<Parts>(std::move(config), std::move(*system), std::move(*memory), std::move(*kvm),
-                                       std::move(*output));
-  parts->device_tree = std::move(*tree);
-  if (auto attached = parts->attach_devices(std::move(*devices)); !attached)
-    return std::unexpected(attached.error());
-  if (auto made = parts->make_vcpus(); !made)
+std::expected<void, Error> Vm::Parts::await_made() {
+  const auto of_kvm = std::exchange(making, nullptr);
+  if (!of_kvm)
+    return {};
+  std::expected<void, Error> ours;
+  if (of_kvm->await_open())
+    ours = attach_devices(std::move(unattached));
+  if (ours && of_kvm->is_open)
+    ours = of_kvm->set_up();
+  if (auto theirs = of_kvm->work.get(); !theirs)
+    return theirs;
+  if (!ours)
+    return ours;
+  for (uint32_t cpu = 0; cpu < config.cpus; ++cpu) {
+    vcpus.next() = *std::move(of_kvm->vcpus[cpu]);
+    vcpus.publish();
+    cpu_device.add(cpu, false);
+  }
+  return kvm.begin_pit();
+}
+
+std::expected<std::unique_ptr<Vm>, Error> Vm::begin(VmConfig config) {
+  BootFiles none;
+  auto parts = Parts::begin(std::move(config), none);
+  if (!parts)
+    return std::unexpected(parts.error());
+  return std::unique_ptr<Vm>(new Vm(*std::move(parts)));
+}
+
+std::expected<std::unique_ptr<Vm>, Error> Vm::create(VmConfig config) {
+  BootFiles files;
+  auto parts = Parts::begin(std::move(config), files);
+  if (!parts)
+    return std::unexpected(parts.error());
+  if (auto made = (*parts)->await_made(); !made)
     return std::unexpected(made.error());
-  if (auto begun = parts->kvm.begin_pit(); !begun)
-    return std::unexpected(begun.error());
-  if (!parts->config.bare) { // or what is put into it goes on meanwhile
-    if (auto there = parts->kvm.await_pit(); !there)
+  if (!(*parts)->config.bare) { // or what is put into it goes on meanwhile
+    if (auto there = (*parts)->kvm.await_pit(); !there)
       return std::unexpected(there.error());
-    if (auto loaded = parts->load(*files, parts->device_tree); !loaded)
+    if (auto loaded = (*parts)->load(files, (*parts)->device_tree); !loaded)
       return std::unexpected(loaded.error());
   }
-  return std::unique_ptr<Vm>(new Vm(std::move(parts)));
+  return std::unique_ptr<Vm>(new Vm(*std::move(parts)));
 }
 
 } // namespace stopvisor::vmm

@@ -141,13 +141,19 @@ std::expected<void, Error> Vm::Parts::bring_online(const char* operation, uint32
 }
 
 std::expected<std::unique_ptr<Vcpu>, Error> Vm::Parts::make_vcpu(uint32_t cpu) {
-  auto vcpu = KvmVcpu::create(system, kvm, cpu, config.max_cpus);
+  auto vcpu = KvmVcpu::open(system, kvm, cpu);
   if (!vcpu)
     return std::unexpected(vcpu.error());
-  auto initial = VcpuState::save(*vcpu, system);
+  return make_vcpu(cpu, *std::move(vcpu));
+}
+
+std::expected<std::unique_ptr<Vcpu>, Error> Vm::Parts::make_vcpu(uint32_t cpu, KvmVcpu vcpu) {
+  if (auto done = vcpu.set_up(system, cpu, config.max_cpus); !done)
+    return std::unexpected(done.error());
+  auto initial = VcpuState::save(vcpu, system);
   if (!initial)
     return std::unexpected(initial.error());
-  return std::make_unique<Vcpu>(cpu, std::move(*vcpu), std::move(*initial),
+  return std::make_unique<Vcpu>(cpu, std::move(vcpu), std::move(*initial),
                                 VcpuSurroundings{machine, ports, mmio, memory, hooks, life, written_pages,
                                                  register_wishes, [this] { return crash_note(); }});
 }

@@ -44,15 +44,20 @@ namespace stopvisor::vmm {
 inline constexpr uint32_t kStateVersion = 1; // of each kind of section
 
 struct Vm::Parts final : private stopper::Kick {
-  Parts(VmConfig its_config, KvmSystem its_system, GuestMemory its_memory, KvmVm its_kvm,
+  Parts(VmConfig its_config, KvmSystem its_system, GuestMemory its_memory,
         std::unique_ptr<SerialOutput> its_output);
   ~Parts() override;
   Parts(const Parts&) = delete;
   Parts& operator=(const Parts&) = delete;
 
+  // What has no need of KVM's VM; a thread begins to make that. `files` are read, where not bare.
+  [[nodiscard]] static std::expected<std::unique_ptr<Parts>, Error> begin(VmConfig config, class BootFiles& files);
+  // Waits for the VM, and makes what has: all but the timer, which another thread begins to make.
+  [[nodiscard]] std::expected<void, Error> await_made();
   [[nodiscard]] std::expected<void, Error> attach_devices(std::vector<std::unique_ptr<virtio::Device>> devices);
-  [[nodiscard]] std::expected<void, Error> make_vcpus();
   [[nodiscard]] std::expected<std::unique_ptr<Vcpu>, Error> make_vcpu(uint32_t cpu);
+  // Of one that KVM has made. CONTEXT: several threads at once, for different ones.
+  [[nodiscard]] std::expected<std::unique_ptr<Vcpu>, Error> make_vcpu(uint32_t cpu, KvmVcpu vcpu);
   // What the clocks of a held machine said when its state was saved first: they go on while it is held.
   struct Instant {
     uint64_t stop = 0; // the stop's number
@@ -68,7 +73,7 @@ struct Vm::Parts final : private stopper::Kick {
   [[nodiscard]] std::expected<Instant*, Error> note_instant();
   [[nodiscard]] std::expected<void, Error> save_vcpu(uint32_t cpu, Instant& at, std::vector<StateSection>& to);
   [[nodiscard]] std::expected<void, Error> restore_machine(class StateSections& from);
-  [[nodiscard]] std::expected<void, Error> bring_places_of_kvm(std::span<const struct VcpuValues> all);
+  [[nodiscard]] std::expected<void, Error> bring_needed(std::span<const StateSection> sections);
   [[nodiscard]] std::expected<void, Error> restore_vcpus(class StateSections& from,
                                                          class WallClockPage& wall_clock);
   [[nodiscard]] std::expected<void, Error> restore_devices(class StateSections& from);
@@ -140,13 +145,14 @@ struct Vm::Parts final : private stopper::Kick {
   void let_out() noexcept;
 
   const VmConfig config;
-  const KvmSystem system;
+  KvmSystem system; // const once the machine is made
   GuestMemory memory;
   std::unique_ptr<AbsentMemory> absent; // of one that was restored, until nothing uses the memory; before start()
   WrittenPages written_pages{memory.slots()};
   FreezePlace freeze_place;
   std::atomic<bool> dirty_log_taken{false};
-  KvmVm kvm;
+  KvmVm kvm;                                               // none until await_made()
+  std::vector<std::unique_ptr<virtio::Device>> unattached; // devices, until then
   VcpuHookPoint hooks;
   RegisterWishes register_wishes;
 
@@ -185,6 +191,9 @@ struct Vm::Parts final : private stopper::Kick {
   std::optional<RawTerminal> terminal;
   std::unique_ptr<ConsoleInput> console;
   std::thread reset_thread;
+
+  struct Making;
+  std::unique_ptr<Making> making; // until await_made(); uses all of the above: ends before they do
 };
 
 } // namespace stopvisor::vmm

@@ -10,6 +10,7 @@
 
 #include "vmm/absent_memory.h"
 #include "vmm/acpi/platform.h"
+#include "vmm/parallel.h"
 #include "vmm/state/cpu_features.h"
 #include "vmm/state/kvm_places.h"
 #include "vmm/state/machine_match.h"
@@ -60,18 +61,29 @@ std::expected<void, Error> Vm::Parts::restore_devices(StateSections& from) {
   return {};
 }
 
-// Who waits for a page inside KVM cannot be told that it is bad: so it is asked for first. CONTEXT: before KVM is
-// given them.
-std::expected<void, Error> Vm::Parts::bring_places_of_kvm(std::span<const VcpuValues> all) {
+// Who waits for a page inside KVM cannot be told that it is bad: so it is asked for first.
+std::expected<void, Error> Vm::Parts::bring_needed(std::span<const StateSection> sections) {
   if (!absent)
     return {};
+  auto from = StateSections::index(sections);
+  if (!from)
+    return std::unexpected(from.error());
   const std::byte* const origin = memory.slots().front().host; // one mapping, see there
   std::vector<uint64_t> offsets;
-  for (const VcpuValues& values : all)
-    for (const KvmPlace& place : kvm_places_of(values))
-      for (const uint64_t gpa : {place.begin.value, place.begin.value + place.bytes - 1})
-        if (const auto at = memory.range(Gpa{gpa}, 1); !at.empty())
-          offsets.push_back(static_cast<uint64_t>(at.data() - origin));
+  const auto add = [&](uint64_t gpa) {
+    if (const auto at = memory.range(Gpa{gpa}, 1); !at.empty())
+      offsets.push_back(static_cast<uint64_t>(at.data() - origin));
+  };
+  add(acpi::kGenerationIdGpa);
+  for (uint32_t cpu = 0; cpu < config.cpus; ++cpu) {
+    const auto values = decode_vcpu(*from, cpu);
+    if (!values)
+      return std::unexpected(values.error());
+    for (const KvmPlace& place : kvm_places_of(*values)) {
+      add(place.begin.value);
+      add(place.begin.value + place.bytes - 1);
+    }
+  }
   return absent->bring(std::move(offsets));
 }
 
@@ -95,8 +107,6 @@ std::expected<void, Error> Vm::Parts::restore_vcpus(StateSections& from, WallClo
       starts_offline.set(cpu);
     all.push_back(std::move(*values));
   }
-  if (auto done = bring_places_of_kvm(all); !done)
-    return done;
   wall_clock = WallClockPage(all[0].msrs, memory); // before KVM writes to it
   // Frequency, then value, of all of them at one instant; then what is reckoned in it (the deadline, an MSR).
   KvmTscAccess first(vcpus[0].thread.vcpu());
@@ -113,11 +123,14 @@ std::expected<void, Error> Vm::Parts::restore_vcpus(StateSections& from, WallClo
       if (auto done = tsc.set_msr(kMsrTsc, all[cpu].tsc); !done)
         return done;
   }
-  for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
+  const auto write = [&](uint64_t number) -> std::expected<void, Error> {
+    const auto cpu = static_cast<uint32_t>(number);
     if (auto done = write_vcpu(vcpus[cpu].thread.vcpu(), system, all[cpu]); !done)
       return std::unexpected(
           restore_error("vCPU " + std::to_string(cpu), done.error().object + ": " + done.error().reason));
-  return {};
+    return {};
+  };
+  return in_parallel({.operation = "restore", .object = config.name}, config.cpus, write);
 }
 
 // CONTEXT: before anything is changed.
@@ -157,7 +170,7 @@ std::expected<void, Error> Vm::Parts::renew_generation() {
 
 std::expected<void, Error> Vm::Parts::restore_state(std::span<const StateSection> sections,
                                                     const RestoreChoices& choices) {
-  if (!config.bare || started.load(std::memory_order_acquire)) // pairs with start()
+  if (!config.bare || vcpus.present() == 0 || started.load(std::memory_order_acquire)) // pairs with start()
     return std::unexpected(restore_error(config.name, "it was not made to be restored into", Status::kUsage));
   auto from = StateSections::index(sections);
   if (!from)

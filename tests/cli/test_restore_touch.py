@@ -164,6 +164,19 @@ class OnTouch(Touch):
         line = self.refused(3, "run", "--restore", self.place, "--name", "vm2", "--verify", "touch", "--detach")
         self.assertIn(f"{self.place}/memory.raw: extent 0 is not what its checksum says", line)
 
+    def test_a_log_is_emptied_only_by_a_guest_that_starts(self):
+        self.create()
+        serial = os.path.join(self.runtime, "serial")
+        with open(serial, "wb") as log:
+            log.write(b"of the last guest")
+        self.flip("memory.raw", GENERATION_GPA)
+        words = ("--verify", "touch", "--serial", "file:" + serial, "--paused")
+        self.refused(3, "run", "--restore", self.place, "--name", "vm2", "--detach", *words)
+        self.assertEqual(os.path.getsize(serial), 17)
+        self.flip("memory.raw", GENERATION_GPA)
+        self.restore("vm2", *words)
+        self.assertEqual(os.path.getsize(serial), 0)
+
     def test_prefault_finds_a_bad_extent_that_nobody_touches(self):
         self.create()
         self.flip("memory.raw", FREE)

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <exception>
 #include <span>
 #include <utility>
@@ -11,7 +10,6 @@
 
 #include "tools/snapshot/chain_origin.h"
 #include "vmm/absent_memory.h"
-#include "vmm/acpi/platform.h"
 #include "vmm/machine_reader.h"
 
 namespace stopvisor::snapshot {
@@ -24,12 +22,7 @@ vmm::Error refused(const std::string& directory, std::string reason) {
 }
 
 std::expected<vmm::VmConfig, vmm::Error> config_of(const Snapshot& snapshot) {
-  const std::vector<std::byte>& tree = snapshot.machine();
-  if (tree.empty() || tree.size() > vmm::kMaxMachineBytes)
-    return std::unexpected(refused(snapshot.directory(), "machine.dtb describes no machine"));
-  std::vector<uint64_t> aligned(tree.size() / sizeof(uint64_t) + 1);
-  std::memcpy(aligned.data(), tree.data(), tree.size());
-  auto config = vmm::read_machine(std::as_bytes(std::span(aligned)).first(tree.size()));
+  auto config = vmm::read_machine(snapshot.machine());
   if (!config)
     return std::unexpected(
         refused(snapshot.directory(), "machine.dtb: " + config.error().object + ": " + config.error().reason));
@@ -118,13 +111,17 @@ std::expected<void, vmm::Error> Restoration::place_disks(PlacedDisks& placed, co
   return snapshot::place_disks(kOperation, all->newest(), options_->disks, placed, stop);
 }
 
+vmm::Error Restoration::named(vmm::Error error) const {
+  if (!error.object.starts_with(options_->directory)) // of a file of it
+    error.object = options_->directory + (error.object.empty() ? "" : ": " + error.object);
+  return error;
+}
+
 std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed,
                                                   const std::stop_token& stop) {
   const auto& all = chain(stop);
   if (!all)
     return std::unexpected(all.error());
-  if (auto fine = check_disks(kOperation, all->newest(), options_->disks, vm); !fine)
-    return fine;
   const auto slots = vm.memory().slots();
   const std::vector<Region>& regions = all->regions();
   const bool alike = std::ranges::equal(slots, regions, [](const vmm::MemorySlot& slot, const Region& region) {
@@ -132,24 +129,32 @@ std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm, std::function<voi
   });
   if (!alike)
     return std::unexpected(refused(options_->directory, "its memory lies elsewhere than machine.dtb has it"));
-  if (auto done = put_memory(*all, vm, std::move(failed), stop); !done)
-    return done;
-  auto done = vm.restore_state(all->newest().state(), {.wall_clock = options_->wall_clock});
-  if (!done && !done.error().object.starts_with(options_->directory)) // of a file of it
-    done.error().object = options_->directory + (done.error().object.empty() ? "" : ": " + done.error().object);
-  return done;
+  const bool on_touch = options_->verify == Verify::kTouch;
+  if (on_touch) // while the machine is made
+    if (auto taken = take_memory(*all, vm, std::move(failed)); !taken)
+      return std::unexpected(named(taken.error()));
+  if (auto made = vm.await_made(); !made)
+    return made;
+  if (auto fine = check_disks(kOperation, all->newest(), options_->disks, vm); !fine)
+    return fine;
+  if (!on_touch)
+    if (auto done = put_memory(*all, vm, stop); !done)
+      return done;
+  if (auto done = vm.restore_state(all->newest().state(), {.wall_clock = options_->wall_clock}); !done)
+    return std::unexpected(named(done.error()));
+  return {};
+}
+
+std::expected<void, vmm::Error> Restoration::take_memory(const Chain& chain, vmm::Vm& vm,
+                                                         std::function<void(const vmm::Error&)> failed) {
+  if (auto taken = vm.take_memory_from(std::make_unique<ChainOrigin>(chain), std::move(failed)); !taken)
+    return taken;
+  return vm.bring_needed(chain.newest().state());
 }
 
 std::expected<void, vmm::Error> Restoration::put_memory(const Chain& chain, vmm::Vm& vm,
-                                                        std::function<void(const vmm::Error&)> failed,
                                                         const std::stop_token& stop) const {
-  if (options_->verify == Verify::kTouch) {
-    if (auto taken = vm.take_memory_from(std::make_unique<ChainOrigin>(chain), std::move(failed)); !taken)
-      return taken;
-    // Written below, by this thread: an error is better than an end.
-    return vm.absent_memory()->bring({vmm::acpi::kGenerationIdGpa});
-  }
-  const Work how{kOperation, options_->directory, 0, stop};
+  const vmm::Work how{kOperation, options_->directory, 0, stop};
   if (options_->share) {
     if (auto verified = chain.verify(how); !verified)
       return verified;

@@ -52,11 +52,12 @@ public:
   void read_on();
   // Calls it off where nobody has waited for it, and waits for its end: a file system can take long.
   void end_reading() noexcept;
-  // Makes the images that are in the snapshot. CONTEXT: before a Vm is created from config(). RETURNS: as
+  // Makes the images that are in the snapshot. CONTEXT: before a Vm is begun from config(). RETURNS: as
   // place_disks() has it, and errors of Chain::open().
   [[nodiscard]] std::expected<void, vmm::Error> place_disks(PlacedDisks& placed, const std::stop_token& stop = {});
   // Disks are checked; memory, as the options have it; then the state. CONTEXT: once, before vm.start(); blocks.
-  // `vm` was created from config(), perhaps with another name, serial port and start, and goes before this object.
+  // `vm` was begun or created from config(), perhaps with another name, serial port and start, and goes before this
+  // object.
   // `failed`: AbsentOptions::failed, for extents that are checked later. RETURNS: errors of the chain and of
   // Vm::restore_state(), "was cancelled" (kFailed); the VM is of no use then.
   [[nodiscard]] std::expected<void, vmm::Error>
@@ -72,8 +73,10 @@ private:
             std::ranges::any_of(newest_.manifest().disks, [](const Disk& disk) { return disk.index.has_value(); })),
         stop_reading_(std::move(stop_reading)) {}
   [[nodiscard]] const std::expected<Chain, vmm::Error>& chain(const std::stop_token& stop); // waits for it
+  [[nodiscard]] vmm::Error named(vmm::Error error) const; // so that it says which snapshot
+  [[nodiscard]] static std::expected<void, vmm::Error> take_memory(const Chain& chain, vmm::Vm& vm,
+                                                                   std::function<void(const vmm::Error&)> failed);
   [[nodiscard]] std::expected<void, vmm::Error> put_memory(const Chain& chain, vmm::Vm& vm,
-                                                           std::function<void(const vmm::Error&)> failed,
                                                            const std::stop_token& stop) const;
 
   std::unique_ptr<RestoreOptions> options_; // its key is looked at by the chain

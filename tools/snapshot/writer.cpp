@@ -70,7 +70,7 @@ private:
     VisitExtent check;
   };
 
-  [[nodiscard]] Work how() const {
+  [[nodiscard]] vmm::Work how() const {
     return {options_.operation, directory_, options_.threads, options_.stop, options_.go_on};
   }
 

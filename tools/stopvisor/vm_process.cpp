@@ -111,7 +111,7 @@ std::expected<VmProcessEnd, Error> run_vm(vmm::VmConfig config, snapshot::Restor
   if (restoration != nullptr)
     if (auto placed = restoration->place_disks(disks, signals.asked()); !placed)
       return end_of_restoration(place->name(), signals, placed.error());
-  auto vm = vmm::Vm::create(std::move(config));
+  auto vm = restoration != nullptr ? vmm::Vm::begin(std::move(config)) : vmm::Vm::create(std::move(config));
   if (!vm)
     return std::unexpected(vm.error());
   if (restoration != nullptr)

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// A machine whose making goes on by a thread while others put memory into it.
+#include <sys/resource.h>
+
+#include <filesystem>
+#include <iterator>
+
+#include "tests/kvm/state_fixture.h"
+
+namespace stopvisor::vmm::testing {
+namespace {
+
+class Begin : public StateTest {
+protected:
+  static VmConfig bare(const Vm& from) {
+    VmConfig config = from.config();
+    config.bare = true;
+    return config;
+  }
+  static auto open_files() {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/fd"),
+                         std::filesystem::directory_iterator());
+  }
+};
+
+TEST_F(Begin, MemoryComesWhileTheMachineIsMade) {
+  auto vm = started(probe(2, ""));
+  ASSERT_NE(vm, nullptr);
+  ASSERT_TRUE(await(*vm, [&] { return cpus_running(*vm) == 2; }));
+  ASSERT_TRUE(vm->stops().acquire_hold().has_value());
+  const Sections sections = saved_twice(*vm);
+  auto next = Vm::begin(bare(*vm));
+  ASSERT_TRUE(next.has_value()) << next.error().message();
+  EXPECT_EQ((*next)->cpu_count(), 0U);
+  copy_memory(*vm, **next);
+  const auto too_early = (*next)->restore_state(sections);
+  ASSERT_FALSE(too_early.has_value());
+  EXPECT_EQ(too_early.error().status, Status::kUsage);
+  for (int again = 0; again < 2; ++again)
+    ASSERT_TRUE((*next)->await_made().has_value());
+  EXPECT_EQ((*next)->cpu_count(), 2U);
+  ASSERT_TRUE((*next)->restore_state(sections).has_value());
+  const uint64_t before = results(**next, 1).slices;
+  ASSERT_TRUE((*next)->start().has_value());
+  EXPECT_TRUE(await(**next, [&] { return results(**next, 1).slices > before + 2; }));
+}
+
+TEST_F(Begin, NothingIsLeftOfOneThatIsGivenUp) {
+  VmConfig config = probe(4, "");
+  config.bare = true;
+  const auto before = open_files();
+  for (int round = 0; round < 50; ++round) {
+    auto vm = Vm::begin(config);
+    ASSERT_TRUE(vm.has_value()) << vm.error().message();
+    if (round % 3 == 1)
+      (*vm)->request_end({EndKind::kRequested, ""});
+    if (round % 3 == 2) {
+      EXPECT_TRUE((*vm)->await_made().has_value());
+    }
+  }
+  EXPECT_EQ(open_files(), before);
+}
+
+TEST_F(Begin, WhatTheHostRefusesIsToldByWhoAwaitsIt) {
+  VmConfig config = probe(2, "");
+  config.bare = true;
+  const auto before = open_files();
+  {
+    auto vm = Vm::begin(config);
+    ASSERT_TRUE(vm.has_value()) << vm.error().message();
+    rlimit limit{};
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+    const rlimit none{3, limit.rlim_max}; // KVM's thread has its descriptor or not: vCPUs have none
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+    const auto made = (*vm)->await_made();
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+    ASSERT_FALSE(made.has_value());
+    EXPECT_NE(made.error().reason.find("Too many open files"), std::string::npos) << made.error().message();
+    EXPECT_FALSE((*vm)->start().has_value());
+  }
+  EXPECT_EQ(open_files(), before);
+}
+
+} // namespace
+} // namespace stopvisor::vmm::testing
