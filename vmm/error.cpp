@@ -6,10 +6,11 @@
 namespace stopvisor::vmm {
 
 std::string Error::message() const {
-  std::string text = operation.empty() ? "" : operation + ": ";
-  if (!object.empty())
-    text += object + ": ";
-  return text + reason;
+  return operation.empty() ? text() : operation + ": " + text();
+}
+
+std::string Error::text() const {
+  return object.empty() ? reason : object + ": " + reason;
 }
 
 Error system_error(std::string_view operation, std::string_view object, int error_number, Status status) {

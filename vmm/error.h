@@ -28,6 +28,8 @@ struct Error {
 
   // "operation: object: reason", leaving out an empty object.
   [[nodiscard]] std::string message() const;
+  // The same without the operation, for an error of another one.
+  [[nodiscard]] std::string text() const;
 };
 
 // An error whose reason ends with the text of `error_number` (an errno value).

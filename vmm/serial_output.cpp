@@ -28,6 +28,11 @@ bool is_socket(int fd) {
   return ::fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
 }
 
+bool is_regular(int fd) {
+  struct stat status{};
+  return ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
+}
+
 } // namespace
 
 std::string note_of_dropped(uint64_t bytes) {
@@ -53,17 +58,18 @@ std::expected<std::unique_ptr<SerialOutput>, Error> SerialOutput::to_file(const 
     return std::unexpected(system_error(kOperation, path, errno));
   auto output = start(std::move(file));
   if (output)
-    (*output)->path_ = path;
+    (*output)->to_be_emptied_ = is_regular((*output)->target_.get()); // nothing is put yet: the thread sleeps
   return output;
 }
 
-std::expected<void, Error> SerialOutput::empty_file() {
-  struct stat status{};
-  if (path_.empty() || ::fstat(target_.get(), &status) != 0 || !S_ISREG(status.st_mode))
-    return {};
+void SerialOutput::empty_file() noexcept {
+  {
+    const std::lock_guard guard(lock_);
+    if (!std::exchange(to_be_emptied_, false))
+      return;
+  }
   if (::ftruncate(target_.get(), 0) != 0)
-    return std::unexpected(system_error(kOperation, path_, errno));
-  return {};
+    note_failure(errno, 0);
 }
 
 std::expected<std::unique_ptr<SerialOutput>, Error> SerialOutput::to_fd(int fd) {
@@ -142,6 +148,7 @@ void SerialOutput::run() noexcept {
 
   std::array<std::byte, kChunkBytes> chunk;
   while (const size_t size = take(chunk)) {
+    empty_file();
     if (!write_all(std::span(chunk).first(size)))
       return;
   }

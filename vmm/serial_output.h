@@ -44,7 +44,8 @@ public:
   static constexpr size_t kBufferBytes = 1 << 20;
   static constexpr std::chrono::seconds kDrainLimit{1};
 
-  // Writes to the file at `path`, made where there is none. RETURNS: kFailed where it cannot be opened.
+  // Writes to the file at `path`, made where there is none; see empty_file(). RETURNS: kFailed where it cannot be
+  // opened.
   [[nodiscard]] static std::expected<std::unique_ptr<SerialOutput>, Error> to_file(const std::string& path);
   // Writes to what `fd` refers to, through a descriptor of its own: the caller's is left as it is, in
   // blocking mode too. RETURNS: kFailed for a bad descriptor.
@@ -55,9 +56,9 @@ public:
   SerialOutput(const SerialOutput&) = delete;
   SerialOutput& operator=(const SerialOutput&) = delete;
 
-  // Cuts to nothing what to_file() has found: for who is sure that a guest will write there. Nothing where it is no
-  // regular file, as O_TRUNC does. CONTEXT: before the first put(). RETURNS: kFailed.
-  [[nodiscard]] std::expected<void, Error> empty_file();
+  // Cuts to nothing what to_file() has found, once, where that is a regular file, as O_TRUNC does: for who is sure
+  // that a guest runs. The first byte does so as well. A failure is failure()'s. CONTEXT: any thread.
+  void empty_file() noexcept;
 
   void put(std::byte byte) noexcept override;
 
@@ -81,13 +82,13 @@ private:
   const UniqueFd target_;
   const UniqueFd wake_; // eventfd: ends a wait for the reader
   bool is_socket_ = false;
-  std::string path_; // of to_file()
 
   mutable std::mutex lock_; // a leaf: nothing is called while it is held
   std::condition_variable filled_;
   std::vector<std::byte> ring_; // guarded by lock_, as all below
   size_t head_ = 0;             // the oldest byte
   size_t count_ = 0;
+  bool to_be_emptied_ = false; // a file, which has what it had
   uint64_t dropped_ = 0;
   uint64_t dropped_unnoted_ = 0;         // cut out before head_, and not told yet
   int failure_ = 0;                      // errno

@@ -5,7 +5,7 @@
 
 #include "vmm/console_session.h"
 #include "vmm/tsc.h"
-#include "vmm/vm_parts.h"
+#include "vmm/vm_making.h"
 
 namespace stopvisor::vmm {
 
@@ -112,9 +112,15 @@ std::vector<DeviceStatus> Vm::device_status() const {
 
 std::vector<int> Vm::disk_images() const {
   std::vector<int> images;
-  for (const auto& slot : parts_->slots)
-    if (const int image = slot->device().image(); image >= 0)
+  const auto add = [&images](const virtio::Device& device) {
+    if (const int image = device.image(); image >= 0)
       images.push_back(image);
+  };
+  for (const auto& slot : parts_->slots)
+    add(slot->device());
+  if (parts_->making)
+    for (const auto& device : parts_->making->devices)
+      add(*device);
   return images;
 }
 

@@ -115,12 +115,12 @@ public:
   // Opens KVM, maps memory, loads the kernel, makes vCPUs and devices. No vCPU runs yet.
   // RETURNS: kUsage for a bad configuration, kFailed for what the host or a file refuses.
   [[nodiscard]] static std::expected<std::unique_ptr<Vm>, Error> create(VmConfig config);
-  // The same of a bare machine, whose making goes on by a thread: memory can be put into it meanwhile
-  // (take_memory_from(), bring_needed()), and await_made() comes before anything else but the destructor.
-  // RETURNS: as create(), of what is known at once.
+  // The same of a bare machine, whose making goes on by a thread meanwhile: until await_made() one may look at its
+  // config(), memory() and disk_images(), put memory into it (take_memory_from(), bring_needed()), use_hooks(),
+  // request_end(), and destroy it. RETURNS: as create(), of what is known at once; kUsage where it is not bare.
   [[nodiscard]] static std::expected<std::unique_ptr<Vm>, Error> begin(VmConfig config);
-  // Makes the rest of it. CONTEXT: after begin(), once; blocks shortly. RETURNS: as create(); the VM is of no use
-  // after an error.
+  // Makes the rest of it. CONTEXT: after begin(); again at will, also of one that was created; blocks shortly.
+  // RETURNS: as create(), each time the same; the VM is of no use after an error.
   [[nodiscard]] std::expected<void, Error> await_made();
   // Ends the VM if it still runs, joins every thread.
   ~Vm();
@@ -220,9 +220,9 @@ public:
   [[nodiscard]] std::expected<std::vector<StateSection>, Error> save_state();
   // Makes this machine the one that was saved. It must have been created `bare`, with as many vCPUs, as much memory
   // and the same devices (where the machine's description is among the sections, all differences are named), and
-  // guest memory must be in place. A section of patches is the caller's, and passed over. CONTEXT: once, before
-  // start(). `sections` may be anything.
-  // RETURNS: kFailed, kUsage or kRefused, naming the section, ioctl or processor feature; the VM is of no use then.
+  // guest memory must be in place, or come on touch (bring_needed() is called). A section of patches is the
+  // caller's, and passed over. CONTEXT: once, before start(). `sections` may be anything. RETURNS: kFailed, kUsage
+  // or kRefused, naming the section, ioctl or processor feature; the VM is of no use then.
   [[nodiscard]] std::expected<void, Error> restore_state(std::span<const StateSection> sections,
                                                          RestoreChoices choices = {});
 
@@ -231,13 +231,13 @@ public:
   // AbsentMemory tells of `failed`, and of errors.
   [[nodiscard]] std::expected<void, Error> take_memory_from(std::unique_ptr<MemoryOrigin> origin,
                                                             std::function<void(const Error&)> failed);
-  // Brings in, of such memory, what restoring a state needs: where the VM generation ID is written, and what KVM
-  // reads and writes for a vCPU; nobody could tell KVM that a page is bad. CONTEXT: before restore_state(); blocks
-  // while it is read. `sections` are those to be restored, and may be anything. RETURNS: the origin's errors,
-  // kFailed, naming the section.
-  [[nodiscard]] std::expected<void, Error> bring_needed(std::span<const StateSection> sections);
   // What a file has: GuestMemory::map_file().
   [[nodiscard]] std::expected<void, Error> map_memory(int fd, std::span<const uint64_t> offsets);
+  // Brings in, of memory that comes on touch, what restoring a state needs: where the VM generation ID is written,
+  // and what KVM reads and writes for a vCPU; nobody could tell KVM that a page is bad. For who has time for it
+  // before restore_state(). CONTEXT: before that; blocks while it is read. `sections` are those to be restored, and
+  // may be anything. RETURNS: the origin's errors, kFailed, naming the section.
+  [[nodiscard]] std::expected<void, Error> bring_needed(std::span<const StateSection> sections);
   // Null where all memory was always there. CONTEXT: any thread.
   [[nodiscard]] AbsentMemory* absent_memory() noexcept;
 

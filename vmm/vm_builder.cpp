@@ -4,12 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <exception>
-#include <future>
-#include <latch>
-#include <mutex>
 #include <string>
 #include <utility>
 
@@ -19,7 +13,7 @@
 #include "vmm/kvm_system.h"
 #include "vmm/virtio/device_table.h"
 #include "vmm/vm_boot.h"
-#include "vmm/vm_parts.h"
+#include "vmm/vm_making.h"
 #include "vmm/vm_wiring.h"
 
 namespace stopvisor::vmm {
@@ -149,74 +143,6 @@ std::expected<void, Error> Vm::Parts::attach_devices(std::vector<std::unique_ptr
   return {};
 }
 
-// What a thread makes of KVM's: the VM, whose memory slots take milliseconds where memory is large, and then vCPUs,
-// together with whoever waits for them.
-struct Vm::Parts::Making {
-  explicit Making(Parts& its_parts) : parts(its_parts), vcpus(parts.config.cpus) {}
-
-  // The thread's.
-  [[nodiscard]] std::expected<void, Error> run() {
-    auto done = open();
-    is_open = done.has_value();
-    opening.count_down();
-    return done ? set_up() : done;
-  }
-  // CONTEXT: both, once KVM has all of them. The first error keeps the other from beginning one more.
-  [[nodiscard]] std::expected<void, Error> set_up() {
-    // Relaxed: each is taken once, and what it is about was there before.
-    for (uint32_t cpu = 0; (cpu = next.fetch_add(1, std::memory_order_relaxed)) < vcpus.size();) {
-      vcpus[cpu] = parts.make_vcpu(cpu, std::move(opened[cpu]));
-      if (!vcpus[cpu]) {
-        next.store(parts.config.cpus, std::memory_order_relaxed);
-        return std::unexpected(vcpus[cpu].error());
-      }
-    }
-    return {};
-  }
-  // What KVM can give a vCPU. CONTEXT: both; the second waits for the first.
-  [[nodiscard]] std::expected<void, Error> read_lists() {
-    const std::lock_guard guard(lists_lock);
-    return parts.system.read_lists();
-  }
-  // RETURNS: whether KVM has all vCPUs. CONTEXT: who waits; blocks.
-  [[nodiscard]] bool await_open() {
-    if (work.wait_for(std::chrono::seconds(0)) == std::future_status::deferred)
-      work.wait(); // there was no thread: it is done now, all of it
-    opening.wait();
-    return is_open;
-  }
-
-  Parts& parts;
-  std::mutex lists_lock; // a leaf
-  std::latch opening{1};
-  bool is_open = false; // before the latch goes down
-  std::vector<KvmVcpu> opened;
-  std::vector<std::expected<std::unique_ptr<Vcpu>, Error>> vcpus; // set up: each by one of the two
-  std::atomic<uint32_t> next{0};
-  std::future<std::expected<void, Error>> work; // last: ends before the others do
-
-private:
-  std::expected<void, Error> open() noexcept {
-    try {
-      auto made = KvmVm::create(parts.system, parts.config.max_cpus, parts.memory);
-      if (!made)
-        return std::unexpected(std::move(made.error()));
-      parts.kvm = *std::move(made);
-      if (auto read = read_lists(); !read)
-        return read;
-      for (uint32_t cpu = 0; cpu < vcpus.size(); ++cpu) { // KVM numbers them in this order
-        auto vcpu = KvmVcpu::open(parts.system, parts.kvm, cpu);
-        if (!vcpu)
-          return std::unexpected(std::move(vcpu.error()));
-        opened.push_back(*std::move(vcpu));
-      }
-      return {};
-    } catch (const std::exception& failure) { // no memory: somebody waits for the latch
-      return std::unexpected(Error{"start VM", parts.config.name, failure.what()});
-    }
-  }
-};
-
 Vm::Parts::~Parts() = default;
 
 std::expected<void, Error> Vm::Parts::load(const BootFiles& files, std::span<const std::byte> tree) {
@@ -256,10 +182,8 @@ std::expected<std::unique_ptr<Vm::Parts>, Error> Vm::Parts::begin(VmConfig confi
     return std::unexpected(output.error());
   auto parts =
       std::make_unique<Parts>(std::move(config), *std::move(system), *std::move(memory), *std::move(output));
-  parts->unattached = *std::move(devices);
-  parts->making = std::make_unique<Making>(*parts);
-  parts->making->work = std::async(std::launch::async | std::launch::deferred, // later, where no thread is left
-                                   [making = parts->making.get()] { return making->run(); });
+  parts->making = std::make_unique<Making>(*parts, *std::move(devices));
+  parts->making->begin();
   if (auto read = parts->making->read_lists(); !read)
     return std::unexpected(read.error());
   auto tree = describe_vm(parts->config, stopper::CpuMask::first_n(parts->config.cpus), parts->memory,
@@ -270,21 +194,38 @@ std::expected<std::unique_ptr<Vm::Parts>, Error> Vm::Parts::begin(VmConfig confi
   return parts;
 }
 
-std::expected<void, Error> Vm::Parts::await_made() {
-  const auto of_kvm = std::exchange(making, nullptr);
-  if (!of_kvm)
+std::expected<void, Error> Vm::Parts::check_made(const char* operation) const {
+  if (is_made)
     return {};
-  std::expected<void, Error> ours;
-  if (of_kvm->await_open())
-    ours = attach_devices(std::move(unattached));
-  if (ours && of_kvm->is_open)
-    ours = of_kvm->set_up();
-  if (auto theirs = of_kvm->work.get(); !theirs)
-    return theirs;
-  if (!ours)
-    return ours;
+  return std::unexpected(not_made.value_or(Error{operation, config.name, "it is not made yet", Status::kUsage}));
+}
+
+std::expected<void, Error> Vm::Parts::await_made() {
+  if (!making)
+    return check_made("start VM");
+  auto done = finish_making();
+  making.reset();
+  is_made = done.has_value();
+  if (!done)
+    not_made = done.error();
+  return done;
+}
+
+std::expected<void, Error> Vm::Parts::finish_making() {
+  if (making->await_opened()) {
+    auto ours = attach_devices(std::move(making->devices));
+    if (ours)
+      ours = making->set_up();
+    else
+      making->call_off();
+    if (!ours)
+      return ours;
+  }
+  auto vcpus_made = making->await_end();
+  if (!vcpus_made)
+    return std::unexpected(std::move(vcpus_made.error()));
   for (uint32_t cpu = 0; cpu < config.cpus; ++cpu) {
-    vcpus.next() = *std::move(of_kvm->vcpus[cpu]);
+    vcpus.next() = std::move((*vcpus_made)[cpu]);
     vcpus.publish();
     cpu_device.add(cpu, false);
   }
@@ -292,6 +233,8 @@ std::expected<void, Error> Vm::Parts::await_made() {
 }
 
 std::expected<std::unique_ptr<Vm>, Error> Vm::begin(VmConfig config) {
+  if (!config.bare) // the caller would have it run what was never loaded
+    return std::unexpected(wrong(config, "only a bare machine is begun"));
   BootFiles none;
   auto parts = Parts::begin(std::move(config), none);
   if (!parts)

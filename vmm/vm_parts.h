@@ -52,8 +52,10 @@ struct Vm::Parts final : private stopper::Kick {
 
   // What has no need of KVM's VM; a thread begins to make that. `files` are read, where not bare.
   [[nodiscard]] static std::expected<std::unique_ptr<Parts>, Error> begin(VmConfig config, class BootFiles& files);
-  // Waits for the VM, and makes what has: all but the timer, which another thread begins to make.
   [[nodiscard]] std::expected<void, Error> await_made();
+  [[nodiscard]] std::expected<void, Error> finish_making();
+  // RETURNS: kUsage where await_made() was not called, or what it said.
+  [[nodiscard]] std::expected<void, Error> check_made(const char* operation) const;
   [[nodiscard]] std::expected<void, Error> attach_devices(std::vector<std::unique_ptr<virtio::Device>> devices);
   [[nodiscard]] std::expected<std::unique_ptr<Vcpu>, Error> make_vcpu(uint32_t cpu);
   // Of one that KVM has made. CONTEXT: several threads at once, for different ones.
@@ -151,8 +153,7 @@ struct Vm::Parts final : private stopper::Kick {
   WrittenPages written_pages{memory.slots()};
   FreezePlace freeze_place;
   std::atomic<bool> dirty_log_taken{false};
-  KvmVm kvm;                                               // none until await_made()
-  std::vector<std::unique_ptr<virtio::Device>> unattached; // devices, until then
+  KvmVm kvm; // the making thread's, until await_made()
   VcpuHookPoint hooks;
   RegisterWishes register_wishes;
 
@@ -181,6 +182,7 @@ struct Vm::Parts final : private stopper::Kick {
 
   std::optional<Instant> instant;  // under a stop
   stopper::CpuMask starts_offline; // of a machine that was restored; before start()
+  bool has_needed = false;         // bring_needed() has brought it; before start()
 
   std::atomic<bool> started{false};
   std::atomic<bool> lifts_allowed{true};
@@ -193,6 +195,8 @@ struct Vm::Parts final : private stopper::Kick {
   std::thread reset_thread;
 
   struct Making;
+  bool is_made = false;           // before start(), as the next
+  std::optional<Error> not_made;  // why not, since await_made()
   std::unique_ptr<Making> making; // until await_made(); uses all of the above: ends before they do
 };
 

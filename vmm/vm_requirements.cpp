@@ -26,6 +26,8 @@ std::expected<void, Error> Vm::check_requirements(std::span<const StateSection> 
   const VmConfig& own = config();
   if (!own.bare || parts_->started.load(std::memory_order_acquire)) // pairs with start()
     return std::unexpected(Error{"restore", own.name, "it was not made to be restored into", Status::kUsage});
+  if (auto made = parts_->check_made("restore"); !made)
+    return made;
   auto from = StateSections::index(sections);
   if (!from)
     return std::unexpected(from.error());

@@ -10,7 +10,6 @@
 
 #include "vmm/absent_memory.h"
 #include "vmm/acpi/platform.h"
-#include "vmm/parallel.h"
 #include "vmm/state/cpu_features.h"
 #include "vmm/state/kvm_places.h"
 #include "vmm/state/machine_match.h"
@@ -63,7 +62,7 @@ std::expected<void, Error> Vm::Parts::restore_devices(StateSections& from) {
 
 // Who waits for a page inside KVM cannot be told that it is bad: so it is asked for first.
 std::expected<void, Error> Vm::Parts::bring_needed(std::span<const StateSection> sections) {
-  if (!absent)
+  if (!absent || has_needed)
     return {};
   auto from = StateSections::index(sections);
   if (!from)
@@ -84,7 +83,9 @@ std::expected<void, Error> Vm::Parts::bring_needed(std::span<const StateSection>
       add(place.begin.value + place.bytes - 1);
     }
   }
-  return absent->bring(std::move(offsets));
+  auto brought = absent->bring(std::move(offsets));
+  has_needed = brought.has_value();
+  return brought;
 }
 
 // CONTEXT: interrupt controllers are restored.
@@ -123,14 +124,10 @@ std::expected<void, Error> Vm::Parts::restore_vcpus(StateSections& from, WallClo
       if (auto done = tsc.set_msr(kMsrTsc, all[cpu].tsc); !done)
         return done;
   }
-  const auto write = [&](uint64_t number) -> std::expected<void, Error> {
-    const auto cpu = static_cast<uint32_t>(number);
+  for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
     if (auto done = write_vcpu(vcpus[cpu].thread.vcpu(), system, all[cpu]); !done)
-      return std::unexpected(
-          restore_error("vCPU " + std::to_string(cpu), done.error().object + ": " + done.error().reason));
-    return {};
-  };
-  return in_parallel({.operation = "restore", .object = config.name}, config.cpus, write);
+      return std::unexpected(restore_error("vCPU " + std::to_string(cpu), done.error().text()));
+  return {};
 }
 
 // CONTEXT: before anything is changed.
@@ -170,8 +167,12 @@ std::expected<void, Error> Vm::Parts::renew_generation() {
 
 std::expected<void, Error> Vm::Parts::restore_state(std::span<const StateSection> sections,
                                                     const RestoreChoices& choices) {
-  if (!config.bare || vcpus.present() == 0 || started.load(std::memory_order_acquire)) // pairs with start()
+  if (!config.bare || started.load(std::memory_order_acquire)) // pairs with start()
     return std::unexpected(restore_error(config.name, "it was not made to be restored into", Status::kUsage));
+  if (auto made = check_made("restore"); !made)
+    return made;
+  if (auto brought = bring_needed(sections); !brought)
+    return brought;
   auto from = StateSections::index(sections);
   if (!from)
     return std::unexpected(from.error());

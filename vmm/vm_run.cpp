@@ -16,8 +16,8 @@ namespace stopvisor::vmm {
 std::expected<void, Error> Vm::Parts::start() {
   if (life.ending())
     return std::unexpected(Error{"start VM", config.name, "it was ended already", Status::kFailed});
-  if (vcpus.present() == 0)
-    return std::unexpected(Error{"start VM", config.name, "it was not made", Status::kUsage});
+  if (auto done = check_made("start VM"); !done)
+    return done;
   if (auto there = kvm.await_pit(); !there)
     return there;
   for (uint32_t cpu = 0; cpu < config.cpus; ++cpu)
@@ -53,9 +53,8 @@ std::expected<void, Error> Vm::Parts::start() {
   if (config.start_held)
     if (auto held = stops.acquire_hold(); !held)
       return std::unexpected(explain("start VM", held.error()));
-  if (output)
-    if (auto emptied = output->empty_file(); !emptied)
-      return emptied;
+  if (output && !config.start_held) // else with the first byte: a guest that comes by migration may not run here
+    output->empty_file();
   started.store(true, std::memory_order_release); // pairs with Vm::state()
   for (const auto& worker : workers)
     worker->open_gate();

@@ -170,12 +170,14 @@ class OnTouch(Touch):
         with open(serial, "wb") as log:
             log.write(b"of the last guest")
         self.flip("memory.raw", GENERATION_GPA)
-        words = ("--verify", "touch", "--serial", "file:" + serial, "--paused")
+        words = ("--verify", "touch", "--serial", "file:" + serial)
         self.refused(3, "run", "--restore", self.place, "--name", "vm2", "--detach", *words)
         self.assertEqual(os.path.getsize(serial), 17)
         self.flip("memory.raw", GENERATION_GPA)
         self.restore("vm2", *words)
-        self.assertEqual(os.path.getsize(serial), 0)
+        self.guest_goes_on("vm2")
+        with open(serial, "rb") as log:
+            self.assertNotIn(b"last guest", log.read())
 
     def test_prefault_finds_a_bad_extent_that_nobody_touches(self):
         self.create()

@@ -96,7 +96,7 @@ bool make_snapshot(const std::string& directory, uint64_t bytes) {
 }
 
 struct Times {
-  double create_ms = 0;
+  double begin_ms = 0;
   double entry_ms = 0;
   double run_ms = 0;
 };
@@ -115,14 +115,14 @@ std::optional<Times> restore(const RestoreOptions& options) {
   auto vm = vmm::Vm::begin(opened->config());
   if (!vm)
     return fail(vm.error()), std::nullopt;
-  const auto created = Clock::now();
+  const auto begun = Clock::now();
   (*vm)->use_hooks(&hooks);
   auto done = opened->into(**vm, [](const vmm::Error& error) { std::_Exit(fail(error) ? 0 : 1); });
   if (done)
     done = (*vm)->start();
   if (!done)
     return fail(done.error()), std::nullopt;
-  return Times{ms_since(begin, created), ms_since(begin, hooks.entered()), ms_since(begin, hooks.left())};
+  return Times{ms_since(begin, begun), ms_since(begin, hooks.entered()), ms_since(begin, hooks.left())};
 }
 
 double middle(std::vector<Times> all, double Times::* what) {
@@ -139,7 +139,7 @@ bool measure(const char* name, const RestoreOptions& options, int rounds) {
       return false;
     all.push_back(*times);
   }
-  std::printf("  %-14s %18.2f %22.2f %22.2f\n", name, middle(all, &Times::create_ms), middle(all, &Times::entry_ms),
+  std::printf("  %-14s %18.2f %22.2f %22.2f\n", name, middle(all, &Times::begin_ms), middle(all, &Times::entry_ms),
               middle(all, &Times::run_ms));
   return true;
 }
@@ -166,7 +166,7 @@ int main(int argc, char** argv) {
     return 2;
   (void)std::setvbuf(stdout, nullptr, _IOLBF, 0); // to see it come
   std::printf("medians, ms from the begin of the restore until\n"
-              "  memory checked   the machine is made  a vCPU enters KVM_RUN   it comes out, for a device\n");
+              "  memory checked  the machine is begun  a vCPU enters KVM_RUN   it comes out, for a device\n");
   std::vector<uint64_t> sizes;
   for (int word = 3; word < argc; ++word)
     sizes.push_back(std::strtoull(argv[word], nullptr, 10));

@@ -14,24 +14,24 @@ namespace {
 
 using vmm::Error;
 
-Error refused(const Arrival& arrival, std::string reason) {
-  return {arrival.operation, arrival.vm, std::move(reason), vmm::Status::kRefused};
+Error refused(const std::string& operation, const std::string& vm, std::string reason) {
+  return {operation, vm, std::move(reason), vmm::Status::kRefused};
 }
 
 } // namespace
 
-std::expected<vmm::VmConfig, Error> config_of(const Arrival& arrival, const MachineFacts& facts) {
+std::expected<vmm::VmConfig, Error> config_of(const std::string& operation, const std::string& vm,
+                                              const MachineFacts& facts) {
   const auto tree = std::ranges::find(facts.requirements, static_cast<uint32_t>(vmm::StateKind::kMachine),
                                       &vmm::StateSection::kind);
-  if (tree == facts.requirements.end())
-    return std::unexpected(refused(arrival, "the source does not describe its machine"));
+  if (tree == facts.requirements.end() || tree->payload.empty())
+    return std::unexpected(refused(operation, vm, "the source does not describe its machine"));
   auto config = vmm::read_machine(tree->payload);
   if (!config)
-    return std::unexpected(
-        refused(arrival, "the source's machine: " + config.error().object + ": " + config.error().reason));
+    return std::unexpected(refused(operation, vm, "the source's machine: " + config.error().text()));
   if (facts.cpus == 0 || facts.streams == 0 || facts.streams > kMaxLinks ||
       facts.disks.size() != config->disks.size())
-    return std::unexpected(refused(arrival, "the source's numbers of vCPUs, streams or disks cannot be"));
+    return std::unexpected(refused(operation, vm, "the source's numbers of vCPUs, streams or disks cannot be"));
   config->cpus = facts.cpus; // online or not: the description tells of those that were offered last
   config->max_cpus = std::max(config->max_cpus, config->cpus);
   config->bare = true;
@@ -40,21 +40,22 @@ std::expected<vmm::VmConfig, Error> config_of(const Arrival& arrival, const Mach
   return config;
 }
 
-std::expected<void, Error> check_machine(const Arrival& arrival, const MachineFacts& facts, const vmm::Vm& vm) {
-  const bool alike = std::ranges::equal(vm.memory().slots(), facts.memory,
+std::expected<void, Error> check_machine(const std::string& operation, const std::string& vm,
+                                         const MachineFacts& facts, const vmm::Vm& made) {
+  const bool alike = std::ranges::equal(made.memory().slots(), facts.memory,
                                         [](const vmm::MemorySlot& slot, const MemoryRegion& region) {
                                           return slot.base.value == region.gpa && slot.size_bytes == region.bytes;
                                         });
   if (!alike)
-    return std::unexpected(refused(arrival, "guest memory lies elsewhere at the source"));
-  const std::vector<int> images = vm.disk_images();
+    return std::unexpected(refused(operation, vm, "guest memory lies elsewhere at the source"));
+  const std::vector<int> images = made.disk_images();
   for (size_t number = 0; number < images.size() && number < facts.disks.size(); ++number)
     if (const uint64_t here = snapshot::image_at(images[number]).bytes; here != facts.disks[number].bytes)
-      return std::unexpected(refused(arrival, "disk " + std::to_string(number) + ": " +
-                                                  vm.config().disks[number].path + " has " + std::to_string(here) +
-                                                  " bytes, at the source it has " +
-                                                  std::to_string(facts.disks[number].bytes)));
-  return vm.check_requirements(facts.requirements);
+      return std::unexpected(refused(operation, vm,
+                                     "disk " + std::to_string(number) + ": " + made.config().disks[number].path +
+                                         " has " + std::to_string(here) + " bytes, at the source it has " +
+                                         std::to_string(facts.disks[number].bytes)));
+  return made.check_requirements(facts.requirements);
 }
 
 } // namespace stopvisor::migrate

@@ -49,10 +49,6 @@ Destination::~Destination() {
   ear_.reset();
 }
 
-Arrival Destination::arrival() const {
-  return {options_.operation, view().vm};
-}
-
 Error Destination::error(std::string reason, Status status) const {
   return {options_.operation, view().vm, std::move(reason), status};
 }
@@ -119,7 +115,7 @@ std::expected<vmm::VmConfig, Error> Destination::hear_machine() {
   if (!frame)
     return std::unexpected(options_.stop.stop_requested() ? error("was cancelled") : frame.error());
   auto facts = decode_machine(options_.operation, frame->payload);
-  auto config = facts ? config_of(arrival(), *facts) : std::unexpected(facts.error());
+  auto config = facts ? config_of(options_.operation, view().vm, *facts) : std::unexpected(facts.error());
   if (!config)
     return config;
   facts_ = *std::move(facts);
@@ -141,7 +137,7 @@ std::expected<void, Error> Destination::receive(vmm::Vm& vm, const DestinationSt
 
 std::expected<void, Error> Destination::load(vmm::Vm& vm, const DestinationSteps& steps,
                                              std::optional<vmm::UrgentForAWhile>& urgent) {
-  if (auto fits = check_machine(arrival(), facts_, vm); !fits)
+  if (auto fits = check_machine(options_.operation, view().vm, facts_, vm); !fits)
     return fits;
   // Not any more once all is there: await_decision() hears of it then, and has an answer.
   std::optional<std::stop_callback<std::function<void()>>> cut;

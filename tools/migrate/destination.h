@@ -112,7 +112,6 @@ private:
   [[nodiscard]] bool answer(Event event);
   void answer_from_now_on();
   void answer_for_a_while();
-  [[nodiscard]] struct Arrival arrival() const;
   [[nodiscard]] vmm::Error error(std::string reason, vmm::Status status = vmm::Status::kFailed) const;
 
   Doorkeeper& doorkeeper_;

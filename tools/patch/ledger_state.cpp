@@ -217,7 +217,7 @@ private:
     if (!manifest) {
       in_.refuse("a manifest");
       if (why_.empty())
-        why_ = manifest.error().object + ": " + manifest.error().reason;
+        why_ = manifest.error().text();
       return record;
     }
     record.manifest = *std::move(manifest);

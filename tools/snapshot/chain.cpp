@@ -123,11 +123,11 @@ std::expected<void, vmm::Error> Chain::read_extent(uint64_t number, std::span<st
   return {};
 }
 
-std::expected<void, vmm::Error> Chain::read_memory(std::span<const std::span<std::byte>> to, const vmm::Work& how,
-                                                   vmm::Progress* progress) const {
+std::expected<void, vmm::Error> Chain::read_memory(std::span<const std::span<std::byte>> to, const Work& how,
+                                                   Progress* progress) const {
   if (progress != nullptr)
     progress->total_bytes.store(span_of(regions()), std::memory_order_relaxed);
-  return vmm::in_parallel(how, newest().index().size(), [&](uint64_t number) -> std::expected<void, vmm::Error> {
+  return in_parallel(how, newest().index().size(), [&](uint64_t number) -> std::expected<void, vmm::Error> {
     const uint64_t begin = number * kExtentBytes;
     for (size_t i = 0; i < regions().size(); ++i) {
       const Region& region = regions()[i];
@@ -145,7 +145,7 @@ std::expected<void, vmm::Error> Chain::read_memory(std::span<const std::span<std
   });
 }
 
-std::expected<void, vmm::Error> Chain::verify(const vmm::Work& how, vmm::Progress* progress) const {
+std::expected<void, vmm::Error> Chain::verify(const Work& how, Progress* progress) const {
   uint64_t total = 0;
   for (const Snapshot& member : members_)
     total += member.manifest().data_pages * kPageBytes + member.disk_bytes();

@@ -40,11 +40,9 @@ public:
   // Copies all memory, checked. `to` has a piece of memory for each region, by their order, all of it zeros: pages
   // of zeros are not touched, and cost nothing.
   [[nodiscard]] std::expected<void, vmm::Error> read_memory(std::span<const std::span<std::byte>> to,
-                                                            const vmm::Work& how,
-                                                            vmm::Progress* progress = nullptr) const;
+                                                            const Work& how, Progress* progress = nullptr) const;
   // Checks everything there is, of every member.
-  [[nodiscard]] std::expected<void, vmm::Error> verify(const vmm::Work& how,
-                                                       vmm::Progress* progress = nullptr) const;
+  [[nodiscard]] std::expected<void, vmm::Error> verify(const Work& how, Progress* progress = nullptr) const;
 
   // This memory as that of a new snapshot. The chain must outlive the source.
   [[nodiscard]] std::unique_ptr<MemorySource> source() const;

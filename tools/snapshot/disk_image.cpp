@@ -27,7 +27,7 @@ bool is_zero(ByteSpan bytes) noexcept {
 
 class Image {
 public:
-  Image(const vmm::Work& how, const ImageFile& file, uint64_t bytes) : how_(how), file_(file), bytes_(bytes) {}
+  Image(const Work& how, const ImageFile& file, uint64_t bytes) : how_(how), file_(file), bytes_(bytes) {}
 
   // A hole at the end and an end before it look alike to whoever looks for data.
   [[nodiscard]] Done check_size() const {
@@ -69,18 +69,18 @@ private:
         vmm::Error{std::string(how_.operation), file_.name, std::move(reason), vmm::Status::kRefused});
   }
 
-  const vmm::Work& how_;
+  const Work& how_;
   const ImageFile& file_;
   uint64_t bytes_;
 };
 
 // Beside what else the snapshot has to do.
-void begin_progress(vmm::Progress* progress, uint64_t bytes) noexcept {
+void begin_progress(Progress* progress, uint64_t bytes) noexcept {
   if (progress != nullptr)
     progress->total_bytes.fetch_add(bytes, std::memory_order_relaxed); // a figure for people
 }
 
-void add_progress(vmm::Progress* progress, uint64_t number, uint64_t bytes) noexcept {
+void add_progress(Progress* progress, uint64_t number, uint64_t bytes) noexcept {
   if (progress != nullptr)
     progress->done_bytes.fetch_add(std::min(kExtentBytes, bytes - number * kExtentBytes),
                                    std::memory_order_relaxed);
@@ -99,16 +99,16 @@ ImageAt image_at(int fd) noexcept {
   return at;
 }
 
-std::expected<void, vmm::Error> for_extents(const vmm::Work& how, const ImageFile& image, uint64_t bytes,
+std::expected<void, vmm::Error> for_extents(const Work& how, const ImageFile& image, uint64_t bytes,
                                             const VisitExtent& visit) {
   const Image reader(how, image, bytes);
   if (auto fine = reader.check_size(); !fine)
     return fine;
-  return vmm::in_parallel(how, extents_of(bytes), [&](uint64_t number) { return reader.visit(number, visit); });
+  return in_parallel(how, extents_of(bytes), [&](uint64_t number) { return reader.visit(number, visit); });
 }
 
-std::expected<void, vmm::Error> copy_image(FileSystem& files, const vmm::Work& how, const ImageFile& from,
-                                           const ImageFile& to, uint64_t bytes, vmm::Progress* progress) {
+std::expected<void, vmm::Error> copy_image(FileSystem& files, const Work& how, const ImageFile& from,
+                                           const ImageFile& to, uint64_t bytes, Progress* progress) {
   const auto failure = [&](int error) { return std::unexpected(vmm::system_error(how.operation, to.name, error)); };
   const int shared = files.clone(from.fd, to.fd);
   if (shared != 0 && !cannot_share(shared))
@@ -129,9 +129,9 @@ std::expected<void, vmm::Error> copy_image(FileSystem& files, const vmm::Work& h
   });
 }
 
-std::expected<std::vector<DiskExtent>, vmm::Error> index_image(const vmm::Work& how, const ImageFile& image,
+std::expected<std::vector<DiskExtent>, vmm::Error> index_image(const Work& how, const ImageFile& image,
                                                                uint64_t bytes, const Id& id, size_t disk,
-                                                               const Key* key, vmm::Progress* progress) {
+                                                               const Key* key, Progress* progress) {
   std::vector<DiskExtent> extents(extents_of(bytes));
   begin_progress(progress, bytes);
   auto done = for_extents(how, image, bytes, [&](uint64_t number, ByteSpan extent) -> Done {

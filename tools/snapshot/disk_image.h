@@ -11,7 +11,7 @@
 #include "tools/snapshot/digest.h"
 #include "tools/snapshot/file_system.h"
 #include "tools/snapshot/manifest.h"
-#include "vmm/parallel.h"
+#include "tools/snapshot/parallel.h"
 
 namespace stopvisor::snapshot {
 
@@ -41,19 +41,19 @@ struct DiskSource {
 
 // Calls `visit` for each extent of the first `bytes` of the file, several at once. Holes are not read.
 // CONTEXT: blocks. RETURNS: kFailed where it cannot be read, kRefused where it is shorter; errors of `visit`.
-[[nodiscard]] std::expected<void, vmm::Error> for_extents(const vmm::Work& how, const ImageFile& image,
-                                                          uint64_t bytes, const VisitExtent& visit);
+[[nodiscard]] std::expected<void, vmm::Error> for_extents(const Work& how, const ImageFile& image, uint64_t bytes,
+                                                          const VisitExtent& visit);
 
 // Makes `to`, an empty file, a copy of the first `bytes` of `from`, to which nobody writes meanwhile: their blocks
 // are shared where the file system can do that, which takes no time; else what is not zero is copied.
-[[nodiscard]] std::expected<void, vmm::Error> copy_image(FileSystem& files, const vmm::Work& how,
-                                                         const ImageFile& from, const ImageFile& to, uint64_t bytes,
-                                                         vmm::Progress* progress);
+[[nodiscard]] std::expected<void, vmm::Error> copy_image(FileSystem& files, const Work& how, const ImageFile& from,
+                                                         const ImageFile& to, uint64_t bytes, Progress* progress);
 
 // What vouches for the disk's image in the snapshot `id`.
-[[nodiscard]] std::expected<std::vector<DiskExtent>, vmm::Error>
-index_image(const vmm::Work& how, const ImageFile& image, uint64_t bytes, const Id& id, size_t disk, const Key* key,
-            vmm::Progress* progress);
+[[nodiscard]] std::expected<std::vector<DiskExtent>, vmm::Error> index_image(const Work& how,
+                                                                             const ImageFile& image, uint64_t bytes,
+                                                                             const Id& id, size_t disk,
+                                                                             const Key* key, Progress* progress);
 [[nodiscard]] std::vector<std::byte> write_disk_index(const std::vector<DiskExtent>& extents);
 // RETURNS: kRefused; `object` is the file.
 [[nodiscard]] std::expected<std::vector<DiskExtent>, vmm::Error>

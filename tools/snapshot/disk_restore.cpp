@@ -40,7 +40,7 @@ std::expected<void, vmm::Error> place(std::string_view operation, const Snapshot
   const auto file = files.create(part);
   if (!file)
     return std::unexpected(vmm::system_error(operation, path, file.error()));
-  const vmm::Work how{operation, path, 0, stop};
+  const Work how{operation, path, 0, stop};
   const ImageFile to{file->get(), path};
   const uint64_t bytes = snapshot.manifest().disks[number].bytes;
   auto done = copy_image(files, how, snapshot.disk_image(number), to, bytes, nullptr);

@@ -162,7 +162,7 @@ bool is_zero_page(const std::byte* page) noexcept {
 }
 
 std::expected<std::vector<Extent>, vmm::Error> write_memory(Publication& publication, MemorySource& source,
-                                                            const vmm::Work& how, const MemoryOptions& options,
+                                                            const Work& how, const MemoryOptions& options,
                                                             Manifest& manifest) {
   const uint64_t span = span_of(source.regions());
   const uint64_t extents = extents_of(span);
@@ -178,7 +178,7 @@ std::expected<std::vector<Extent>, vmm::Error> write_memory(Publication& publica
 
   MemoryFile memory(publication, source, options, manifest, file->get(), extents);
   const uint64_t batches = (extents + kBatchExtents - 1) / kBatchExtents;
-  if (auto done = vmm::in_parallel(how, batches, [&](uint64_t batch) { return memory.write_batch(batch); }); !done)
+  if (auto done = in_parallel(how, batches, [&](uint64_t batch) { return memory.write_batch(batch); }); !done)
     return std::unexpected(std::move(done.error()));
   if (auto synced = publication.sync(file->get(), name); !synced)
     return std::unexpected(std::move(synced.error()));

@@ -12,8 +12,8 @@
 #include "tools/snapshot/digest.h"
 #include "tools/snapshot/disk_image.h"
 #include "tools/snapshot/manifest.h"
+#include "tools/snapshot/parallel.h"
 #include "tools/snapshot/state_file.h"
-#include "vmm/parallel.h"
 #include "vmm/unique_fd.h"
 
 namespace stopvisor::snapshot {
@@ -58,7 +58,7 @@ public:
   [[nodiscard]] std::expected<void, vmm::Error> read_extent(uint64_t number, std::span<std::byte> extent,
                                                             const PageSet& stale) const;
   // Checks every extent, and that nothing is where nothing should be.
-  [[nodiscard]] std::expected<void, vmm::Error> verify_memory(const vmm::Work& how, vmm::Progress* progress) const;
+  [[nodiscard]] std::expected<void, vmm::Error> verify_memory(const Work& how, Progress* progress) const;
 
   // A disk's image, where the manifest has its index.
   [[nodiscard]] ImageFile disk_image(size_t disk) const;
@@ -67,7 +67,7 @@ public:
   [[nodiscard]] std::expected<void, vmm::Error> check_disk(size_t disk, uint64_t number, ByteSpan bytes) const;
   [[nodiscard]] uint64_t disk_bytes() const noexcept; // of all images that are here
   // Checks every image.
-  [[nodiscard]] std::expected<void, vmm::Error> verify_disks(const vmm::Work& how, vmm::Progress* progress) const;
+  [[nodiscard]] std::expected<void, vmm::Error> verify_disks(const Work& how, Progress* progress) const;
   [[nodiscard]] vmm::Error error(std::string_view file, std::string reason) const;
 
 private:

@@ -33,7 +33,7 @@ uint64_t Snapshot::disk_bytes() const noexcept {
   return bytes;
 }
 
-std::expected<void, vmm::Error> Snapshot::verify_disks(const vmm::Work& how, vmm::Progress* progress) const {
+std::expected<void, vmm::Error> Snapshot::verify_disks(const Work& how, Progress* progress) const {
   for (size_t disk = 0; disk < disks_.size(); ++disk) {
     if (!disks_[disk].image)
       continue;

@@ -109,8 +109,8 @@ std::expected<void, vmm::Error> Snapshot::check_holes(uint64_t number) const {
   return read;
 }
 
-std::expected<void, vmm::Error> Snapshot::verify_memory(const vmm::Work& how, vmm::Progress* progress) const {
-  return vmm::in_parallel(how, index_.size(), [&](uint64_t number) {
+std::expected<void, vmm::Error> Snapshot::verify_memory(const Work& how, Progress* progress) const {
+  return in_parallel(how, index_.size(), [&](uint64_t number) {
     std::vector<std::byte> extent(kExtentBytes);
     auto checked = read_extent(number, extent, {}); // all of it is zeros
     if (checked && manifest_.encoding == Encoding::kRaw)

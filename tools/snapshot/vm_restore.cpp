@@ -22,10 +22,11 @@ vmm::Error refused(const std::string& directory, std::string reason) {
 }
 
 std::expected<vmm::VmConfig, vmm::Error> config_of(const Snapshot& snapshot) {
+  if (snapshot.machine().empty())
+    return std::unexpected(refused(snapshot.directory(), "machine.dtb describes no machine"));
   auto config = vmm::read_machine(snapshot.machine());
   if (!config)
-    return std::unexpected(
-        refused(snapshot.directory(), "machine.dtb: " + config.error().object + ": " + config.error().reason));
+    return std::unexpected(refused(snapshot.directory(), "machine.dtb: " + config.error().text()));
   // As many vCPUs as were there, online or not: the description tells of those that were offered last.
   const auto vcpus = std::ranges::count(snapshot.state(), static_cast<uint32_t>(vmm::StateKind::kVcpuRegs),
                                         &vmm::StateSection::kind);
@@ -111,8 +112,11 @@ std::expected<void, vmm::Error> Restoration::place_disks(PlacedDisks& placed, co
   return snapshot::place_disks(kOperation, all->newest(), options_->disks, placed, stop);
 }
 
-vmm::Error Restoration::named(vmm::Error error) const {
-  if (!error.object.starts_with(options_->directory)) // of a file of it
+// So that an error of a section says whose. Those of files do.
+vmm::Error Restoration::named(const Chain& chain, vmm::Error error) const {
+  const bool of_file = std::ranges::any_of(
+      chain.members(), [&](const Snapshot& member) { return error.object.starts_with(member.directory()); });
+  if (!of_file)
     error.object = options_->directory + (error.object.empty() ? "" : ": " + error.object);
   return error;
 }
@@ -122,6 +126,8 @@ std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm, std::function<voi
   const auto& all = chain(stop);
   if (!all)
     return std::unexpected(all.error());
+  if (auto fine = check_disks(kOperation, all->newest(), options_->disks, vm); !fine)
+    return fine;
   const auto slots = vm.memory().slots();
   const std::vector<Region>& regions = all->regions();
   const bool alike = std::ranges::equal(slots, regions, [](const vmm::MemorySlot& slot, const Region& region) {
@@ -132,29 +138,29 @@ std::expected<void, vmm::Error> Restoration::into(vmm::Vm& vm, std::function<voi
   const bool on_touch = options_->verify == Verify::kTouch;
   if (on_touch) // while the machine is made
     if (auto taken = take_memory(*all, vm, std::move(failed)); !taken)
-      return std::unexpected(named(taken.error()));
+      return taken;
   if (auto made = vm.await_made(); !made)
     return made;
-  if (auto fine = check_disks(kOperation, all->newest(), options_->disks, vm); !fine)
-    return fine;
   if (!on_touch)
     if (auto done = put_memory(*all, vm, stop); !done)
       return done;
   if (auto done = vm.restore_state(all->newest().state(), {.wall_clock = options_->wall_clock}); !done)
-    return std::unexpected(named(done.error()));
+    return std::unexpected(named(*all, done.error()));
   return {};
 }
 
 std::expected<void, vmm::Error> Restoration::take_memory(const Chain& chain, vmm::Vm& vm,
-                                                         std::function<void(const vmm::Error&)> failed) {
+                                                         std::function<void(const vmm::Error&)> failed) const {
   if (auto taken = vm.take_memory_from(std::make_unique<ChainOrigin>(chain), std::move(failed)); !taken)
     return taken;
-  return vm.bring_needed(chain.newest().state());
+  if (auto brought = vm.bring_needed(chain.newest().state()); !brought)
+    return std::unexpected(named(chain, brought.error()));
+  return {};
 }
 
 std::expected<void, vmm::Error> Restoration::put_memory(const Chain& chain, vmm::Vm& vm,
                                                         const std::stop_token& stop) const {
-  const vmm::Work how{kOperation, options_->directory, 0, stop};
+  const Work how{kOperation, options_->directory, 0, stop};
   if (options_->share) {
     if (auto verified = chain.verify(how); !verified)
       return verified;

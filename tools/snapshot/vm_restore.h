@@ -58,8 +58,8 @@ public:
   // Disks are checked; memory, as the options have it; then the state. CONTEXT: once, before vm.start(); blocks.
   // `vm` was begun or created from config(), perhaps with another name, serial port and start, and goes before this
   // object.
-  // `failed`: AbsentOptions::failed, for extents that are checked later. RETURNS: errors of the chain and of
-  // Vm::restore_state(), "was cancelled" (kFailed); the VM is of no use then.
+  // `failed`: AbsentOptions::failed, for extents that are checked later. RETURNS: errors of the chain, the making
+  // and Vm::restore_state(), "was cancelled" (kFailed); the VM is of no use then.
   [[nodiscard]] std::expected<void, vmm::Error>
   into(vmm::Vm& vm, std::function<void(const vmm::Error&)> failed = {}, const std::stop_token& stop = {});
   // The state, with the sections that the Vm passes over, for their owners. CONTEXT: after into().
@@ -73,9 +73,9 @@ private:
             std::ranges::any_of(newest_.manifest().disks, [](const Disk& disk) { return disk.index.has_value(); })),
         stop_reading_(std::move(stop_reading)) {}
   [[nodiscard]] const std::expected<Chain, vmm::Error>& chain(const std::stop_token& stop); // waits for it
-  [[nodiscard]] vmm::Error named(vmm::Error error) const; // so that it says which snapshot
-  [[nodiscard]] static std::expected<void, vmm::Error> take_memory(const Chain& chain, vmm::Vm& vm,
-                                                                   std::function<void(const vmm::Error&)> failed);
+  [[nodiscard]] vmm::Error named(const Chain& chain, vmm::Error error) const;
+  [[nodiscard]] std::expected<void, vmm::Error> take_memory(const Chain& chain, vmm::Vm& vm,
+                                                            std::function<void(const vmm::Error&)> failed) const;
   [[nodiscard]] std::expected<void, vmm::Error> put_memory(const Chain& chain, vmm::Vm& vm,
                                                            const std::stop_token& stop) const;
 

@@ -70,7 +70,7 @@ private:
     VisitExtent check;
   };
 
-  [[nodiscard]] vmm::Work how() const {
+  [[nodiscard]] Work how() const {
     return {options_.operation, directory_, options_.threads, options_.stop, options_.go_on};
   }
 

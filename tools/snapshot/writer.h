@@ -42,7 +42,7 @@ struct CreateOptions {
   int level = 1;
   const Key* key = nullptr;
   std::optional<Parent> parent = {};
-  vmm::Progress* progress = nullptr;
+  Progress* progress = nullptr;
   std::stop_token stop = {};
   // Asked all along, by several threads, while disks and memory are copied: an error ends it. May be empty.
   std::function<std::expected<void, vmm::Error>()> go_on = {};

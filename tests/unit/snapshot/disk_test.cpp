@@ -101,7 +101,7 @@ TEST_F(DiskTest, WhereBlocksCannotBeSharedHolesStayHoles) {
 }
 
 TEST_F(DiskTest, ProgressComesToItsEnd) {
-  vmm::Progress progress;
+  Progress progress;
   Fickle files;
   make("a", {.progress = &progress, .files = &files});
   EXPECT_GE(progress.total_bytes.load(), kLowBytes + kHighBytes + 2 * kDiskBytes);

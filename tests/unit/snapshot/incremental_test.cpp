@@ -78,7 +78,7 @@ TEST_F(IncrementalTest, HoldsThePagesThatDifferAndNoOthers) {
   memory.low[3 * kPageBytes + 4095] ^= std::byte(1); // the last byte of a page
   std::memset(memory.low.data() + 7 * kPageBytes, 0, kPageBytes);
   memory.high[kHighBytes - 1] ^= std::byte(0x80);
-  vmm::Progress progress;
+  Progress progress;
   const auto made = make_on("0", "1", {.progress = &progress});
   ASSERT_TRUE(made.has_value()) << made.error().message();
   EXPECT_EQ(progress.done_bytes.load(), kLowBytes + kHighBytes); // all of it was looked at

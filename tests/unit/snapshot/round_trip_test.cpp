@@ -178,7 +178,7 @@ TEST_F(RoundTripTest, AFolderCanMoveWithItsChain) {
 }
 
 TEST_F(RoundTripTest, ProgressCountsAllBytes) {
-  vmm::Progress progress;
+  Progress progress;
   make("a", {.progress = &progress});
   EXPECT_EQ(progress.done_bytes.load(), kLowBytes + kHighBytes);
 }

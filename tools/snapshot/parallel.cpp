@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "vmm/parallel.h"
+#include "tools/snapshot/parallel.h"
 
 #include <algorithm>
 #include <exception>
@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-namespace stopvisor::vmm {
+namespace stopvisor::snapshot {
 namespace {
 
 constexpr unsigned kMostThreads = 4; // file systems write one file one thread at a time: more wait
@@ -27,36 +27,36 @@ public:
     const uint64_t piece = next_.fetch_add(1, std::memory_order_relaxed);
     return piece < count_ ? std::optional(piece) : std::nullopt;
   }
-  void fail(Error error) {
+  void fail(vmm::Error error) {
     next_.store(count_, std::memory_order_relaxed); // relaxed: the sooner it is seen the better, no more
     const std::scoped_lock lock(mutex_);
     if (!error_)
       error_ = std::move(error);
   }
   // When no thread runs any more.
-  [[nodiscard]] std::optional<Error> take_error() noexcept { return std::exchange(error_, std::nullopt); }
+  [[nodiscard]] std::optional<vmm::Error> take_error() noexcept { return std::exchange(error_, std::nullopt); }
 
 private:
   uint64_t count_;
   std::atomic<uint64_t> next_ = 0;
   std::mutex mutex_;
-  std::optional<Error> error_;
+  std::optional<vmm::Error> error_;
 };
 
 } // namespace
 
-std::expected<void, Error> in_parallel(const Work& how, uint64_t pieces,
-                                       const std::function<std::expected<void, Error>(uint64_t)>& work) {
+std::expected<void, vmm::Error> in_parallel(const Work& how, uint64_t pieces,
+                                            const std::function<std::expected<void, vmm::Error>(uint64_t)>& work) {
   Pieces left(pieces);
   const auto error = [&](std::string reason) {
-    return Error{std::string(how.operation), std::string(how.object), std::move(reason)};
+    return vmm::Error{std::string(how.operation), std::string(how.object), std::move(reason)};
   };
   const auto run = [&] {
     try {
       while (const auto piece = left.next()) {
         if (how.stop.stop_requested())
           return left.fail(error("was cancelled"));
-        if (auto good = how.go_on ? how.go_on() : std::expected<void, Error>{}; !good)
+        if (auto good = how.go_on ? how.go_on() : std::expected<void, vmm::Error>{}; !good)
           return left.fail(std::move(good.error()));
         if (auto done = work(*piece); !done)
           return left.fail(std::move(done.error()));
@@ -81,4 +81,4 @@ std::expected<void, Error> in_parallel(const Work& how, uint64_t pieces,
   return {};
 }
 
-} // namespace stopvisor::vmm
+} // namespace stopvisor::snapshot
