@@ -109,7 +109,7 @@ class MigrateFaults(MigrateCase):
             self.assertEqual(source, "here", said)
         elif fault == "cut" or has_come("running", step, before):
             self.assertEqual(source, "gone", said)
-        elif fault == "kill_destination" and step.name == "commit" and not before:
+        elif fault == "kill_destination" and step.name in ("prepared", "commit") and not before:
             self.assertIn(source, ("in-doubt", "gone"), said)  # it may have answered before it died
         else:
             self.assertEqual(source, "in-doubt", said)
