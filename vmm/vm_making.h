@@ -35,8 +35,8 @@ struct Vm::Parts::Making {
   [[nodiscard]] std::expected<void, Error> read_lists();
   // Until KVM has the VM and all vCPUs. RETURNS: whether it has; why not is await_end()'s. CONTEXT: who waits.
   [[nodiscard]] bool await_opened();
-  // Sets up vCPUs until all are. The first error keeps the other from beginning one more. CONTEXT: the thread, and who
-  // waits after await_opened(). RETURNS: errors of Parts::make_vcpu().
+  // Sets up vCPUs until all are. The first error keeps the other from beginning one more. CONTEXT: the thread, and
+  // who waits after await_opened(). RETURNS: errors of Parts::make_vcpu().
   [[nodiscard]] std::expected<void, Error> set_up();
   // No more of them. CONTEXT: as set_up().
   void call_off() noexcept;

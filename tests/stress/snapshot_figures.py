@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of snapshots, ours and QEMU's, of the same guest on the same file system, in one run.
+"""Figures of snapshots, ours and QEMU's, of the same guest on the same file system, and of restores, in one run.
 
     tests/stress/snapshot_figures.py BUILD DIRECTORY [ROUNDS [MIB]]
 
-BUILD has snapshot_figures (`ninja -C BUILD tests/stress/snapshot_figures`); DIRECTORY is on the file system to measure.
+BUILD has the programs (`ninja -C BUILD tests/stress/snapshot_figures tests/stress/restore_figures`); DIRECTORY is on the
+file system to measure.
 """
 
 import json
@@ -98,6 +99,7 @@ def main():
     print(f"{time.strftime('%F %T')}, Linux {platform.release()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}",
           flush=True)
     subprocess.run([os.path.join(build, "tests/stress/snapshot_figures"), directory, str(rounds), *sys.argv[4:]], check=True)
+    subprocess.run([os.path.join(build, "tests/stress/restore_figures"), directory, str(6 * rounds), *sys.argv[4:]], check=True)
     if shutil.which("qemu-system-x86_64") is None:
         print("QEMU is not installed: not compared")
         return

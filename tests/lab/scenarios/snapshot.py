@@ -9,7 +9,7 @@ from load import FIO, SQL, Load
 from scenarios.patch import PATIENT, UID, Patcher, system_call, uid
 from warnings_of_kernels import accepted, bad_lines, warnings
 
-SNAPSHOTS = {"quick": 1, "full": 1, "long": 20}  # or --stops
+SNAPSHOTS = {"quick": 1, "full": 1, "long": 30}  # or --stops; two of three are live
 KINDS = (["--disks", "--live"], ["--disks"], ["--disks", "--live", "--compress"])  # take turns
 RESTORES = (["--prefault"], [])  # the same
 WATCHDOG_S = 10  # a lockup is told after twice that
