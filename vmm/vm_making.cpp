@@ -85,6 +85,7 @@ std::expected<std::vector<std::unique_ptr<Vcpu>>, Error> Vm::Parts::Making::awai
   if (auto done = thread_.get(); !done)
     return std::unexpected(std::move(done.error()));
   std::vector<std::unique_ptr<Vcpu>> all;
+  all.reserve(vcpus_.size());
   for (auto& vcpu : vcpus_)
     all.push_back(*std::move(vcpu));
   return all;
