@@ -115,7 +115,7 @@ class Parents(VmCase):
             file.write(os.urandom(32))
         for status, parent, options, said in (
                 (3, "large", [], "has other memory (67108864 bytes at 0x0) than vm1 (50331648 bytes at 0x0)"),
-                (1, "none", [], "No such file"),
+                (1, "none", [], "none: no such directory"),
                 (1, "empty", [], "/seal: No such file"),
                 (3, 0, ["--key", key], "is not sealed with a key, and one is given")):
             line = self.refused(status, "snapshot", "create", "vm1", self.place("new"), "--parent", self.place(parent), *options)

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 namespace stopvisor::snapshot {
@@ -76,8 +78,13 @@ std::expected<std::vector<std::byte>, vmm::Error> Snapshot::read_summed(const st
 
 std::expected<void, vmm::Error> Snapshot::open_seal() {
   const auto seal_text = read_small(kSealName, kMaxSealBytes);
-  if (!seal_text)
+  if (!seal_text) {
+    std::error_code ignored; // then the seal's own error says it
+    const auto type = std::filesystem::status(directory_, ignored).type();
+    if (type == std::filesystem::file_type::not_found)
+      return std::unexpected(vmm::Error{std::string(options_.operation), directory_, "no such directory"});
     return std::unexpected(seal_text.error());
+  }
   const auto seal = read_seal(options_.operation, directory_ + "/" + kSealName, text_of(*seal_text));
   if (!seal)
     return std::unexpected(seal.error());
