@@ -213,13 +213,12 @@ std::expected<void, Error> Vm::Parts::await_made() {
 
 std::expected<void, Error> Vm::Parts::finish_making() {
   if (making->await_opened()) {
-    auto ours = attach_devices(std::move(making->devices));
-    if (ours)
-      ours = making->set_up();
-    else
+    if (auto attached = attach_devices(std::move(making->devices)); !attached) {
       making->call_off();
-    if (!ours)
-      return ours;
+      return attached;
+    }
+    if (auto set_up = making->set_up(); !set_up)
+      return set_up;
   }
   auto vcpus_made = making->await_end();
   if (!vcpus_made)

@@ -55,8 +55,8 @@ private:
   bool is_open_ = false; // before the latch goes down
   std::vector<KvmVcpu> open_vcpus_;
   std::vector<std::expected<std::unique_ptr<Vcpu>, Error>> vcpus_; // each set up by one of the two
-  std::atomic<uint32_t> next_{0};
-  std::future<std::expected<void, Error>> thread_; // last: it has ended before the others go
+  std::atomic<uint32_t> next_{0};                                  // to set up; relaxed: see set_up()
+  std::future<std::expected<void, Error>> thread_;                 // last: it has ended before the others go
 };
 
 } // namespace stopvisor::vmm

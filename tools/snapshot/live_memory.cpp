@@ -12,7 +12,6 @@ namespace stopvisor::snapshot {
 static_assert(kExtentBytes == vmm::FrozenMemory::kExtentBytes);
 
 using vmm::Error;
-namespace {}
 
 LiveMemory::LiveMemory(vmm::Vm& vm) : vm_(vm) {
   const auto slots = vm.memory().slots();
